@@ -1,0 +1,336 @@
+"""The configuration of a run: frozen dataclasses, read from strict YAML, changed by `a.b=value` overrides.
+
+    config = load_config("configs/quickstart.yaml", ["training.num_steps=50"])
+    config.training.num_steps     # 50
+
+An unknown key, a wrong type, a duplicate key or a value out of bounds is refused with the file, the key, what
+was expected and what was got. Each field is read exactly where it acts, and no field is there that nothing reads.
+YAML is read by version 1.2's rules for scalars, as people expect them: `1e-5` is a number and `no` is a word.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from lib.errors import RequestError
+from lib.files import NAME, repository_root
+
+MAX_DEPTH = 20
+MAX_BYTES = 1 << 20
+
+
+def bounded(
+    default: Any = dataclasses.MISSING, *, low: float = -math.inf, high: float = math.inf, of: tuple = ()
+) -> Any:
+    """A dataclass field whose value is checked: between `low` and `high`, or one of `of`."""
+    return field(default=default, metadata={"low": low, "high": high, "of": of})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    # "tiny" (from scratch, on a CPU), or a released Gemma by its hub name or folder.
+    name: str = "tiny"
+    # Longest conversation in tokens, prompt and answer together; a longer one is refused, never cut.
+    max_length: int = bounded(512, low=8, high=1_000_000)
+
+
+@dataclass(frozen=True)
+class TracesConfig:
+    # The game that the run's traces are generated from; empty: use what the store holds.
+    game: str = bounded("", of=("", "high_card_duel"))
+    # Number of episodes to play; 0 with no game.
+    count: int = bounded(0, low=0, high=10_000_000)
+    # Episode i is dealt with seed + i.
+    seed: int = bounded(42, low=0)
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    dataset_name: str
+    dataset_version: str
+    # Equality on meta keys; a list means any of these.
+    filters: dict[str, Any] = field(default_factory=dict)
+    # At most so many traces; null: all that match.
+    limit: int | None = bounded(None, low=1)
+    selection_strategy: str = bounded("latest", of=("latest", "random"))
+    # What the random strategy draws and orders by; required there.
+    seed: int | None = bounded(None, low=0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    # Optimizer updates.
+    num_steps: int = bounded(100, low=1)
+    # Peak of the learning rate: linear warm-up to it, cosine decay to 0.
+    learning_rate: float = bounded(1e-5, low=0.0)
+    warmup_steps: int = bounded(0, low=0)
+    # Examples on a device at once; × grad_accum_steps = examples an update.
+    per_device_batch_size: int = bounded(2, low=1)
+    grad_accum_steps: int = bounded(1, low=1)
+    weight_decay: float = bounded(0.01, low=0.0)
+    # Gradients are scaled down to this global norm.
+    max_grad_norm: float = bounded(1.0, low=0.0)
+    # Of the initial weights (where the model starts from scratch) and of the order of the examples.
+    seed: int = bounded(42, low=0)
+    # A line of metrics every so many steps; held-out loss and checkpoint likewise.
+    log_every: int = bounded(10, low=1)
+    eval_every: int = bounded(50, low=1)
+    checkpoint_every: int = bounded(50, low=1)
+
+
+@dataclass(frozen=True)
+class VerdictConfig:
+    # Significance level of the exact McNemar test.
+    alpha: float = bounded(0.05, low=0.0, high=1.0)
+    # Smallest change of accuracy that is called one: 0.01 is one percentage point.
+    min_effect: float = bounded(0.01, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    # Name of an eval set in evalsets/, without .jsonl, or the path of one.
+    eval_set: str = "high_card_duel_v1"
+    # Items answered, from the head of the set; null: all.
+    limit: int | None = bounded(None, low=1)
+    # Items answered at once.
+    batch_size: int = bounded(64, low=1)
+    # A completion that is not over by then counts as truncated.
+    max_new_tokens: int = bounded(256, low=1)
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+
+
+@dataclass(frozen=True)
+class Config:
+    # Names the run folder.
+    name: str
+    dataset: DatasetConfig
+    # What is trained on: trace_sft_v1 (reasoning and answer) or answer_sft_v1 (the answer alone).
+    recipe: str = bounded("trace_sft_v1", of=("trace_sft_v1", "answer_sft_v1"))
+    # Put before every prompt, in training and evaluation alike.
+    system_instruction: str = ""
+    traces: TracesConfig = field(default_factory=TracesConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The configuration of a YAML file, with `a.b=value` overrides applied. Raises RequestError.
+
+    A relative path is looked for from the working directory, then from the repository, so that a notebook
+    and the command line name the same file alike.
+    """
+    file = _find(Path(path))
+    tree = parse_yaml(_read(file), str(path))
+    for override in overrides:
+        _apply(tree, override)
+    config = build(Config, tree, str(path))
+    _check_together(config, str(path))
+    return config
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping as plain values. No tags, aliases, duplicate keys or deep nesting. Raises RequestError."""
+    try:
+        value = yaml.load(text, _StrictLoader)  # noqa: S506: a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RequestError(f"{where}:{line}: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RequestError(f"{where}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{where}: expected a mapping of keys to values, got {_kind(value)}")
+    return value
+
+
+def build(kind: type, tree: dict[str, Any], where: str) -> Any:
+    """A frozen dataclass from a mapping, every key and type checked. Raises RequestError."""
+    return _build(kind, tree, where, "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration, whole, as plain values: what a run stores."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader without aliases, tags and duplicate keys, and with YAML 1.2's plain scalars."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)
+        event = self.peek_event()
+        if getattr(event, "tag", None) or getattr(event, "anchor", None):
+            raise yaml.MarkedYAMLError(problem="tags and anchors are not read", problem_mark=event.start_mark)
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in [
+    ("null", r"|~|null|Null|NULL", ["", "~", "n", "N"]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+]:
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:
+    if not isinstance(tree, dict):
+        raise RequestError(f"{where}: {prefix.rstrip('.') or 'the file'}: expected a mapping, got {_kind(tree)}")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    for key in tree:
+        if key not in fields:
+            raise RequestError(f"{where}: {_unknown(str(key), list(fields), prefix)}")
+    hints = get_type_hints(kind)
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in tree:
+            raise RequestError(f"{where}: {prefix}{name}: is required")
+    return kind(
+        **{key: _value(hints[key], value, fields[key].metadata, where, prefix + key) for key, value in tree.items()}
+    )
+
+
+def _value(hint: Any, value: Any, bounds: Any, where: str, key: str) -> Any:
+    """The value as its field's type wants it; a whole number serves where a float is expected, nothing else is turned."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where, f"{key}.")
+    kinds = get_args(hint) if get_origin(hint) is types.UnionType else (get_origin(hint) or hint,)
+    if float in kinds and type(value) is int:
+        value = float(value)
+    if type(value) not in kinds:
+        expected = " or ".join("null" if kind is types.NoneType else _NAMES[kind] for kind in kinds)
+        raise RequestError(f"{where}: {key}: expected {expected}, got {_shown(value)}")
+    if isinstance(value, dict):
+        _check_filters(value, where, key)
+    if value is not None and bounds:
+        _check_bounds(value, bounds, where, key)
+    return value
+
+
+def _check_bounds(value: Any, bounds: Any, where: str, key: str) -> None:
+    if bounds["of"] and value not in bounds["of"]:
+        choices = ", ".join(repr(choice) for choice in bounds["of"])
+        raise RequestError(f"{where}: {key}: expected one of {choices}, got {_shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(f"{where}: {key}: expected a finite number, got {value}")
+    if isinstance(value, (int, float)) and not bounds["low"] <= value <= min(bounds["high"], 2**63 - 1):
+        limits = (
+            f"at least {bounds['low']:g}" if bounds["high"] == math.inf else f"{bounds['low']:g} to {bounds['high']:g}"
+        )
+        raise RequestError(f"{where}: {key}: expected {limits}, got {_shown(value)}")
+
+
+def _check_filters(filters: dict, where: str, key: str) -> None:
+    for name, wanted in filters.items():
+        for item in wanted if isinstance(wanted, list) else [wanted]:
+            if not isinstance(name, str) or not isinstance(item, (str, int, float, bool)):
+                raise RequestError(
+                    f"{where}: {key}.{name}: expected a text, a number or a list of these, got {_shown(item)}"
+                )
+
+
+def _check_together(config: Config, where: str) -> None:
+    """What no field can tell by itself."""
+    for key, name in [
+        ("name", config.name),
+        ("dataset.dataset_name", config.dataset.dataset_name),
+        ("dataset.dataset_version", config.dataset.dataset_version),
+    ]:
+        if not NAME.fullmatch(name):
+            raise RequestError(f"{where}: {key}: expected letters, digits and . _ + -, got {_shown(name)}")
+    if config.dataset.selection_strategy == "random" and config.dataset.seed is None:
+        raise RequestError(f"{where}: dataset.seed: is required by selection_strategy random")
+    if bool(config.traces.game) != bool(config.traces.count):
+        raise RequestError(
+            f"{where}: traces: game and count go together; give both, or neither to use the store as it is"
+        )
+    if config.training.warmup_steps >= config.training.num_steps:
+        raise RequestError(
+            f"{where}: training.warmup_steps: expected less than num_steps, got {config.training.warmup_steps}"
+        )
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Put the value of one `a.b=value` into the tree; the value is read as YAML."""
+    path, found, text = override.partition("=")
+    if not found or not path.strip():
+        raise RequestError(f"override {override!r}: expected KEY=VALUE, such as training.num_steps=50")
+    *parents, last = path.strip().split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise RequestError(f"override {override!r}: {name} holds a value, not a mapping")
+    tree[last] = parse_yaml(f"value: {text}", f"override {override!r}")["value"]
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, repository_root() / path):
+        if candidate.is_file():
+            return candidate
+    known = sorted(file.name for file in (repository_root() / "configs").glob("*.yaml"))
+    raise RequestError(f"{path}: no such file; configs/ holds {', '.join(known) or 'none'}")
+
+
+def _read(file: Path) -> str:
+    if file.stat().st_size > MAX_BYTES:
+        raise RequestError(f"{file}: larger than a configuration can be ({MAX_BYTES} bytes)")
+    try:
+        return file.read_text("utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise RequestError(f"{file}: not readable as UTF-8 text ({error})") from None
+
+
+def _unknown(key: str, known: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"{prefix}{key}: no such key; {hint}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _kind(value: Any) -> str:
+    return _NAMES.get(type(value), "nothing" if value is None else type(value).__name__)
+
+
+_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+}

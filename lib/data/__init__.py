@@ -1,0 +1,1 @@
+"""From files of traces to datasets, rendered text and batches."""

@@ -1,0 +1,175 @@
+"""A dataset as JSONL for trainers, ours and others', and such a file read back as training examples.
+
+    for line in export_lines(dataset.traces, "messages"):
+        ...   # b'{"messages":[{"role":"user","content":"High Card Duel: …"},{"role":"assistant",…}],"id":…}'
+
+Four formats: `trace` (the parts), `tunix_sft` (one rendered conversation), `training_example` (prompt and
+response), `messages` (what TRL and hosted APIs read). All import back as traces.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lib.data.renderer import (
+    Example,
+    parse_conversation,
+    refuse_control_tokens,
+    render_conversation,
+    render_example,
+    render_prompt,
+    render_response,
+)
+from lib.errors import RequestError
+from lib.trace import Trace
+
+MAX_SHOWN = 5
+
+
+def _trace(trace: Trace, example: Example) -> dict[str, Any]:
+    return {
+        "id": trace.id,
+        "prompts": trace.prompt,
+        "trace_steps": [step.content for step in trace.steps],
+        "final_answer": trace.final_answer,
+        "metadata": _metadata(trace),
+    }
+
+
+def _tunix_sft(trace: Trace, example: Example) -> dict[str, Any]:
+    return {
+        "id": trace.id,
+        "prompts": render_conversation(example),
+        "final_answer": trace.final_answer,
+        "metadata": _metadata(trace, format="tunix_sft"),
+    }
+
+
+def _training_example(trace: Trace, example: Example) -> dict[str, Any]:
+    metadata = _metadata(trace, source_trace_id=trace.id)
+    return {"id": trace.id, "prompt": example.prompt, "response": example.response, "metadata": metadata}
+
+
+def _messages(trace: Trace, example: Example) -> dict[str, Any]:
+    turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
+    return {"messages": turns, "id": trace.id, "metadata": _metadata(trace)}
+
+
+FORMATS: dict[str, Callable[[Trace, Example], dict[str, Any]]] = {
+    "trace": _trace,
+    "tunix_sft": _tunix_sft,
+    "training_example": _training_example,
+    "messages": _messages,
+}
+
+
+def export_lines(
+    traces: Iterable[Trace], format: str, recipe: str = "trace_sft_v1", system_instruction: str = ""
+) -> Iterator[bytes]:
+    """One JSON line a trace, in order. Raises RequestError for an unknown format and for a trace that cannot be told."""
+    if format not in FORMATS:
+        raise RequestError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    for trace in traces:
+        record = FORMATS[format](trace, render_example(trace, recipe, system_instruction))
+        yield json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: str = "") -> list[Example]:
+    """The training items of a file in any of the four formats, in order. Raises RequestError for what is none.
+
+    What is rendered already is taken as it stands, so it must have been rendered as `recipe` and
+    `system_instruction` say; a file that was not is refused.
+    """
+    examples, problems = [], []
+    for number, line in _lines(path):
+        try:
+            examples.append(_example(json.loads(line), recipe, system_instruction))
+        except (ValueError, KeyError, TypeError, RequestError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            problems.append(f"{path}:{number}: {reason}")
+    if problems:
+        more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+        raise RequestError("; ".join(problems[:MAX_SHOWN]) + more)
+    if not examples:
+        raise RequestError(f"{path}: holds no training example")
+    return examples
+
+
+def detect_format(record: Any) -> str:
+    """Which of the four formats a decoded line is in. Raises ValueError where it is in none."""
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    for name, fields in [
+        ("trace", {"prompts", "trace_steps"}),
+        ("tunix_sft", {"prompts"}),
+        ("training_example", {"prompt", "response"}),
+        ("messages", {"messages"}),
+    ]:
+        if fields <= record.keys():
+            return name
+    raise ValueError(f"expected the fields of {', '.join(FORMATS)}, got {', '.join(sorted(record)[:8]) or 'none'}")
+
+
+def _example(record: Any, recipe: str, system_instruction: str) -> Example:
+    kind = detect_format(record)
+    name = _text(record, "id")
+    if kind == "trace":
+        steps = record["trace_steps"] if recipe == "trace_sft_v1" else []
+        if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+            raise ValueError("trace_steps: expected a list of texts")
+        prompt = render_prompt(_text(record, "prompts"), system_instruction)
+        example = Example(name, prompt, render_response(steps, _text(record, "final_answer")))
+    elif kind == "tunix_sft":
+        example = Example(name, *parse_conversation(_text(record, "prompts")))
+    elif kind == "training_example":
+        example = Example(name, _text(record, "prompt"), _text(record, "response"))
+    else:
+        example = Example(name, *_turns(record["messages"]))
+    refuse_control_tokens(f"example {name}", example.prompt, example.response)
+    _check_rendering(example, recipe, system_instruction)
+    return example
+
+
+def _turns(messages: Any) -> tuple[str, str]:
+    """Prompt and response of a user turn and an assistant turn, a system turn before them going into the prompt."""
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        raise ValueError("messages: expected a list of role and content")
+    roles, contents = [turn["role"] for turn in messages], [_text(turn, "content") for turn in messages]
+    if roles[-2:] != ["user", "assistant"] or roles[:-2] not in ([], ["system"]):
+        raise ValueError(f"messages: expected the roles (system,) user, assistant, got {', '.join(map(str, roles))}")
+    return render_prompt(contents[-2], contents[0] if len(contents) == 3 else ""), contents[-1]
+
+
+def _check_rendering(example: Example, recipe: str, system_instruction: str) -> None:
+    if not example.response:
+        raise ValueError("the model's turn is empty: nothing would be trained on")
+    if recipe == "answer_sft_v1" and example.response.startswith("Reasoning:"):
+        raise ValueError("rendered with its reasoning, but the recipe is answer_sft_v1; export with that recipe")
+    if system_instruction and not example.prompt.startswith(system_instruction):
+        raise ValueError("rendered without the config's system_instruction; export with that instruction")
+
+
+def _text(record: dict[str, Any], field: str) -> str:
+    value = record[field]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{field}: expected a text, got {type(value).__name__ if value != '' else 'an empty one'}")
+    return value
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+
+
+def _metadata(trace: Trace, **own: str) -> dict[str, Any]:
+    """Every key of `meta`, and what the format adds; a key that means both is refused, as neither may be lost."""
+    own = {"created_at": trace.created_at, "trace_version": trace.trace_version, **own}
+    if clash := sorted(own.keys() & trace.meta.keys()):
+        raise RequestError(f"trace {trace.id}: meta.{clash[0]} is a name that the export needs; rename it")
+    return {**trace.meta, **own}

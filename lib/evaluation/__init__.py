@@ -1,0 +1,1 @@
+"""Eval sets, scoring and the statistics of a before/after comparison."""

@@ -1,0 +1,99 @@
+"""The one way files are written, hashed and named.
+
+Every file of a run is written to a temporary file beside its final place, flushed to disk, and
+renamed over it, so that a reader sees the old content or the new, never a mixture:
+
+    atomic_write(run / "metrics.json", b"{}")
+    sha256_file(run / "metrics.json")        # "44136fa3…"
+    child(home, "datasets", "quickstart-v1") # refuses "../x", "/etc", a name with a NUL …
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from lib.errors import RequestError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+def repository_root() -> Path:
+    """The folder that holds `lib`, `notebooks`, `configs` and `evalsets`."""
+    return Path(__file__).resolve().parent.parent
+
+
+def home() -> Path:
+    """Where everything produced is kept: RETRACE_HOME where it is set, else `runs/` of the repository."""
+    return Path(os.environ.get("RETRACE_HOME") or repository_root() / "runs").resolve()
+
+
+def child(folder: Path, *names: str) -> Path:
+    """`folder/name/…`, each name checked: letters, digits, `. _ + -`, at most 100, no leading dot."""
+    for name in names:
+        if not NAME.fullmatch(name):
+            shown = name if len(name) <= 60 else name[:60] + "…"
+            raise RequestError(
+                f"name {shown!r} cannot become a file name: use 1 to 100 letters, digits and . _ + -, "
+                "beginning with a letter or digit"
+            )
+    return folder.joinpath(*names)
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that replaces `path` when the block ends, and leaves no trace when it raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o666 & ~_umask())
+        os.replace(scratch, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(scratch)
+        raise
+    _sync_folder(path.parent)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` (text as UTF-8), whole or not at all."""
+    with atomic_open(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: object) -> None:
+    """`value` as indented UTF-8 JSON, keys in the order given."""
+    atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

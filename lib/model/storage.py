@@ -1,0 +1,89 @@
+"""Trees of arrays on disk: written by Orbax, and proven by a digest that Orbax itself does not keep.
+
+    save_tree(folder / "100", {"params": params})       # writes, waits, then stores the digest
+    restore_tree(folder / "100", like)                  # DamagedError where a bit has flipped since
+
+The digest covers (path, dtype, shape, bytes) of every leaf and is written last, so a folder without one was
+never finished. Orbax reads a flipped bit without complaint, and casts where dtypes differ.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lib.errors import RetraceError
+from lib.files import write_json
+
+DIGEST = "digest.json"
+
+
+class DamagedError(RetraceError):
+    """What is on disk is not what was saved."""
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 over the path, dtype, shape and bytes of every leaf, in the order of their paths."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(_leaves(tree).items()):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{path}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_tree(folder: Path, tree: Any) -> str:
+    """Write a tree of arrays to a new folder and return its digest; what an earlier attempt left is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / "arrays").absolute(), tree)
+        checkpointer.wait_until_finished()
+    digest = tree_digest(tree)
+    write_json(folder / DIGEST, {"sha256": digest, "leaves": _shapes(tree)})
+    return digest
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a tree was completely written here."""
+    return (folder / DIGEST).is_file()
+
+
+def restore_tree(folder: Path, like: Any) -> Any:
+    """The tree that was saved; `like` gives its structure, shapes and dtypes. Raises DamagedError."""
+    try:
+        recorded = json.loads((folder / DIGEST).read_bytes())
+        expected, leaves = recorded["sha256"], recorded["leaves"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder}: no readable {DIGEST} ({error})") from None
+    for path, shape in _shapes(like).items():
+        if leaves.get(path) != shape:
+            raise DamagedError(f"{folder}: leaf {path}: expected {shape}, the checkpoint has {leaves.get(path)}")
+    if extra := sorted(leaves.keys() - _shapes(like).keys()):
+        raise DamagedError(f"{folder}: leaf {extra[0]} is in the checkpoint and not in the model")
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore((folder / "arrays").absolute(), abstract)
+    except Exception as error:  # a damaged file raises whatever the reader of its part raises
+        raise DamagedError(f"{folder}: cannot be read ({str(error).splitlines()[0][:200]})") from None
+    if tree_digest(tree) != expected:
+        raise DamagedError(f"{folder}: its arrays are not what was saved (digest differs)")
+    return tree
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """`{"['params']['embedding']": "float32[512,128]", …}`"""
+    return {
+        path: f"{np.dtype(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in sorted(_leaves(tree).items())
+    }

@@ -1,0 +1,364 @@
+"""The trace, schema 1.0: a prompt, ordered reasoning, a final answer. Everything else is made from it.
+
+    line = b'{"trace_version":"1.0","prompt":"2+2?","steps":[{"i":0,"type":"step","content":"2+2=4"}],' \\
+           b'"final_answer":"4","meta":{"source":"builtin"}}'
+    trace = parse_trace(line)
+    trace.id                 # "7c2f…", the same wherever this content is read
+    to_json(trace)           # the whole record on one line, with its id
+    parse_trace(line[:40])   # InvalidTrace: field record: expected valid JSON, got Unterminated string …
+
+Reading is strict and never repairs: no coercion, no unknown or repeated key, no NaN, no integer beyond 64
+bits, no NUL, no lone surrogate, nothing over a bound. It has two ways that agree. The quick one lets
+msgspec decode, and gives up at the first doubt; the careful one then decodes with the standard library,
+looks at every value, and names the field that is wrong.
+"""
+
+import json
+import math
+import re
+import uuid
+from collections import Counter
+from datetime import UTC, datetime
+from hashlib import sha1, sha256
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from lib.errors import RequestError
+
+TRACE_VERSION = "1.0"
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 100
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "retrace:trace")
+
+Text = Annotated[str, Meta(min_length=1, max_length=50_000)]
+StepText = Annotated[str, Meta(min_length=1, max_length=20_000)]
+ShortText = Annotated[str, Meta(min_length=1, max_length=64)]
+Identifier = Annotated[str, Meta(min_length=1, max_length=200)]
+Index = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Moment = Annotated[datetime, Meta(tz=True)]
+S = TypeVar("S")
+
+
+class Step(Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of reasoning; `i` is unique in its trace and orders it."""
+
+    i: Index
+    type: ShortText
+    content: StepText
+
+
+class Trace(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """One trace. `created_at` is UTC, or empty until the trace is stored; it is no part of the content."""
+
+    trace_version: ShortText
+    prompt: Text
+    steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=1000)]
+    final_answer: Text
+    meta: dict[str, Any] = {}
+    id: Identifier = ""
+    created_at: Annotated[str, Meta(min_length=1)] = ""
+
+
+class InvalidTrace(RequestError):
+    """A record that is no trace: the field at fault, what it should hold and what it holds."""
+
+    def __init__(self, field: str, expected: str, got: str) -> None:
+        super().__init__(f"field {field}: expected {expected}, got {got}")
+        self.field, self.expected, self.got = field, expected, got
+
+
+def parse_trace(line: bytes) -> Trace:
+    """The trace in one JSON object, its steps in the order of `i`; raises InvalidTrace.
+
+    Without an `id` it gets UUIDv5 of its canonical content; a `created_at` is brought to UTC.
+    """
+    trace = _decode_quickly(line)
+    return finish(read_strictly(line, Trace) if trace is None else trace)
+
+
+def make_trace(
+    prompt: str,
+    steps: list[tuple[str, str]],
+    final_answer: str,
+    meta: dict[str, Any],
+    id: str = "",
+    created_at: str = "",
+) -> Trace:
+    """A trace from (type, content) pairs, held to the same bounds as one that is read.
+
+    make_trace("2+2?", [("step", "2+2=4")], "4", {"source": "builtin"})
+    """
+    record = {
+        "trace_version": TRACE_VERSION,
+        "prompt": prompt,
+        "steps": [{"i": i, "type": type, "content": content} for i, (type, content) in enumerate(steps)],
+        "final_answer": final_answer,
+        "meta": meta,
+        "created_at": created_at or utc_now(),
+    }
+    return trace_from(record | ({"id": id} if id else {}))
+
+
+def trace_from(record: dict[str, Any]) -> Trace:
+    """The trace in plain Python values, checked as one that is read; raises InvalidTrace."""
+    try:
+        # NaN is written as NaN here, and refused by name when the line is read.
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidTrace("record", "values that JSON can hold", str(error)) from None
+    return parse_trace(line)
+
+
+def canonical(trace: Trace) -> bytes:
+    """What makes two traces the same: compact UTF-8 JSON with sorted keys, without `id` and `created_at`.
+
+    Equal floats are written alike (1.0, 1.00 and 1e0 as `1.0`; -0.0 as `0.0`), the integer 1 as `1`;
+    key order and escapes leave no mark. An absent `meta` is an empty one.
+    """
+    content = {
+        "final_answer": trace.final_answer,
+        "meta": trace.meta,
+        "prompt": trace.prompt,
+        "steps": trace.steps,
+        "trace_version": trace.trace_version,
+    }
+    encoded = _SORTED.encode(content)
+    if b"-0.0" in encoded:
+        encoded = _SORTED.encode(content | {"meta": _without_negative_zero(trace.meta)})
+    return encoded
+
+
+def content_sha256(trace: Trace) -> str:
+    """Hexadecimal SHA-256 of the canonical content."""
+    return sha256(canonical(trace)).hexdigest()
+
+
+def to_json(trace: Trace) -> bytes:
+    """The whole record on one line: sorted keys, `id` and `created_at` included where they are set."""
+    return _SORTED.encode(trace)
+
+
+def utc_now() -> str:
+    """The present moment, `2025-12-21T10:00:00.000000Z`: fixed width, so that text order is time order."""
+    return _rfc3339(datetime.now(UTC))
+
+
+def finish(trace: Trace) -> Trace:
+    """`trace` with its steps in order, its id filled in and its time in UTC; raises InvalidTrace."""
+    if trace.trace_version != TRACE_VERSION:
+        raise _unknown_version(trace.trace_version)
+    changes: dict[str, Any] = {}
+    order = [step.i for step in trace.steps]
+    if order != sorted(set(order)):
+        changes["steps"] = _in_order(trace.steps)
+    if trace.created_at and (created_at := _in_utc(trace.created_at)) != trace.created_at:
+        changes["created_at"] = created_at
+    if not trace.id:
+        changes["id"] = _uuid5(canonical(_with(trace, changes)))
+    return _with(trace, changes)
+
+
+def read_strictly(line: bytes, shape: type[S]) -> S:
+    """One JSON object as the msgspec Struct `shape`, every value looked at; raises InvalidTrace."""
+    if len(line) > MAX_BYTES:
+        raise InvalidTrace("record", "at most 1 MiB", f"{len(line):,} bytes")
+    try:
+        record = json.loads(line.decode(), object_pairs_hook=_Object, parse_int=_integer, parse_constant=float)
+        _check_values(record, "", 0)
+    except RecursionError:
+        raise InvalidTrace("record", f"nesting at most {MAX_DEPTH} deep", "deeper nesting") from None
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{line[error.start]:02x} at offset {error.start}"
+        raise InvalidTrace("record", "valid UTF-8", got) from None
+    except json.JSONDecodeError as error:
+        got = f"{error.msg} at character {error.pos + 1}" if line.strip() else "nothing"
+        raise InvalidTrace("record", "valid JSON", got) from None
+    return _convert(record, shape)
+
+
+def shown(value: object) -> str:
+    """`value` as an error shows it: at most 80 characters, none of them a raw control character."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    text = repr(value[:80])
+    if len(value) <= 80 and len(text) <= 80:
+        return text
+    return f"{text[:50]}… ({len(value):,} characters)"
+
+
+_SORTED = msgspec.json.Encoder(order="sorted")
+_DECODER = msgspec.json.Decoder(Trace)
+_OUR_TIME = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d\.\d{6}Z", re.ASCII)
+_MISMATCH = re.compile(r"Expected (?P<expected>.*?)(?:, got .*)?", re.DOTALL)
+_NO_FIELD = re.compile(r"Object (?P<how>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which of its keys came twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = [] if len(pairs) == len(self) else _repeated(key for key, _ in pairs)
+
+
+def _decode_quickly(line: bytes) -> Trace | None:
+    """The trace, or None at the first doubt.
+
+    No key is repeated if the line holds as many `":` as the trace holds keys: every key ends in one, unless
+    a blank comes before its colon. Quotation marks before colons in a text only send it the careful way.
+    """
+    if len(line) > MAX_BYTES or (b"\\" in line and b"\\u0000" in line) or _blank_before_colon(line):
+        return None
+    try:
+        trace = _DECODER.decode(line)
+        in_meta = _count_keys(trace.meta, 1)
+    except (ValueError, OverflowError, RecursionError):  # msgspec's own errors are ValueErrors
+        return None
+    keys = 4 + 3 * len(trace.steps) + (in_meta > 0) + in_meta + (trace.id != "") + (trace.created_at != "")
+    return trace if line.count(b'":') == keys else None
+
+
+def _blank_before_colon(line: bytes) -> bool:
+    # Looking for one byte first is five times faster, and most lines hold no line end or tab.
+    return b" :" in line or any(blank in line and blank + b":" in line for blank in (b"\n", b"\r", b"\t"))
+
+
+def _count_keys(value: Any, depth: int) -> int:
+    kind = type(value)
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise OverflowError
+    if kind is not dict and kind is not list:
+        return 0
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if kind is list:
+        return sum(_count_keys(item, depth + 1) for item in value)
+    keys = len(value)
+    for item in value.values():
+        if type(item) is not str:
+            keys += _count_keys(item, depth + 1)
+    return keys
+
+
+def _check_values(value: Any, path: str, depth: int) -> None:
+    """Refuse, with its path, whatever a JSON parser lets through and a trace may not hold."""
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if isinstance(value, _Object):
+        if value.repeated:
+            raise InvalidTrace(_join(path, value.repeated[0]), "one value", "the key twice or more")
+        for key, item in value.items():
+            _check_text(key, f"a key of {path or 'record'}")
+            _check_values(item, _join(path, key), depth + 1)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_values(item, f"{path}[{i}]", depth + 1)
+    elif isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidTrace(path, "a finite number", "NaN" if math.isnan(value) else "an infinite number")
+    elif type(value) is int and not -(2**63) <= value < 2**63:
+        raise InvalidTrace(path, "an integer within 64 bits", str(value))
+
+
+def _check_text(text: str, path: str) -> None:
+    if "\0" in text:
+        raise InvalidTrace(path, "text without NUL", shown(text))
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidTrace(path, "text without lone surrogates", shown(text))
+
+
+def _convert(record: Any, shape: type[S]) -> S:
+    if isinstance(record, dict) and isinstance(version := record.get("trace_version"), str) and version:
+        if version != TRACE_VERSION:
+            raise _unknown_version(version)
+    try:
+        return msgspec.convert(record, shape)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), record) from None
+
+
+def _explained(message: str, record: Any) -> InvalidTrace:
+    """msgspec's sentence as field, expected and got, with the value that is really there."""
+    sentence, _, path = message.removesuffix("`").partition(" - at `$")
+    path = path.removeprefix(".")
+    if match := _NO_FIELD.fullmatch(sentence if path else message):
+        field = _join(path, match["name"])
+        if match["how"] == "missing required":
+            return InvalidTrace(field, "this required field", "nothing")
+        return InvalidTrace(field, "no such field", shown(_at(record, path).get(match["name"])))
+    match = _MISMATCH.fullmatch(sentence)
+    expected = match["expected"].replace("`", "") if match else "a known value"
+    return InvalidTrace(path or "record", expected, shown(_at(record, path)))
+
+
+def _at(record: Any, path: str) -> Any:
+    """The value at a path such as `steps[3].i`."""
+    for index, key in re.findall(r"\[(\d+)\]|([^.\[\]]+)", path):
+        record = record[int(index) if index else key]
+    return record
+
+
+def _in_order(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    seen: set[int] = set()
+    for place, step in enumerate(steps):
+        if step.i in seen:
+            raise InvalidTrace(f"steps[{place}].i", "an index no other step has", str(step.i))
+        seen.add(step.i)
+    return tuple(sorted(steps, key=lambda step: step.i))
+
+
+def _in_utc(text: str) -> str:
+    try:
+        if _OUR_TIME.fullmatch(text) and datetime.fromisoformat(text):
+            return text
+        return _rfc3339(msgspec.convert(text, Moment).astimezone(UTC))
+    except (ValueError, OverflowError):
+        expected = "a time with its zone, such as 2025-12-21T10:00:00Z"
+        raise InvalidTrace("created_at", expected, shown(text)) from None
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def _unknown_version(version: str) -> InvalidTrace:
+    return InvalidTrace("trace_version", f"{TRACE_VERSION!r}, the only version known", shown(version))
+
+
+def _with(trace: Trace, changes: dict[str, Any]) -> Trace:
+    return msgspec.structs.replace(trace, **changes) if changes else trace
+
+
+def _uuid5(content: bytes) -> str:
+    """`str(uuid.uuid5(NAMESPACE, content))` (RFC 9562, 5.5), several times faster."""
+    digest = bytearray(sha1(NAMESPACE.bytes + content, usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _without_negative_zero(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_negative_zero(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_negative_zero(item) for item in value]
+    return 0.0 if isinstance(value, float) and value == 0 else value
+
+
+def _integer(digits: str) -> int:
+    return int(digits[:30])  # thirty digits are out of bounds already, and quick to read
+
+
+def _join(path: str, key: str) -> str:
+    key = key if key.isprintable() and len(key) <= 64 else shown(key)
+    return f"{path}.{key}" if path else key
+
+
+def _repeated(keys: Any) -> list[str]:
+    return [key for key, count in Counter(keys).items() if count > 1]

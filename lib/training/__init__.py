@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: the step, the loop, the checkpoints."""

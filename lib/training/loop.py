@@ -1,0 +1,269 @@
+"""The training loop: examples in, metrics and checkpoints out, and the same bits every time.
+
+    result = train(model, examples, config, run / "…", on_metrics=print)
+    result.weights_sha256      # equal for equal examples, config and seed, resumed or not
+
+    OUTPUT/metrics.jsonl       one line a logged step
+    OUTPUT/checkpoints/        weights and optimizer state, to go on from
+    OUTPUT/checkpoint-final/   the tuned model; its presence means that training is done
+
+Called again on the same output it goes on where it stopped; batches are a pure function of (seed, step).
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lib.config import Config, TrainingConfig
+from lib.data.batches import Batch, batch_indices, batch_length, make_batch
+from lib.data.dataset import is_held_out
+from lib.data.renderer import EncodedExample, Example
+from lib.data.validation import encode_all
+from lib.errors import RequestError, RetraceError
+from lib.files import atomic_write, write_json
+from lib.model.weights import Model, read_about, save_model
+from lib.progress import progress
+from lib.training.checkpoints import restore_latest, save_checkpoint, saved_steps
+from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss
+
+ADAM_B2 = 0.99  # a memory of 100 steps: runs of some hundred steps never fill 0.999's
+
+
+class TrainingResult(NamedTuple):
+    """What training came to; losses in nats a trained token, held_out_loss None where nothing was held out."""
+
+    steps: int
+    loss: float
+    held_out_loss: float | None
+    weights_sha256: str
+    tokens_per_second: float
+    seconds: float
+    resumed_from: int
+
+
+Metrics = dict[str, float]
+
+
+def train(
+    model: Model,
+    examples: list[Example],
+    config: Config,
+    output: Path,
+    on_metrics: Callable[[Metrics], None] = lambda line: None,
+    warn: Callable[[str], None] = print,
+) -> TrainingResult:
+    """Fine-tune all weights of `model` on the model's turns of `examples`.
+
+    Raises RequestError where an example does not fit or the output holds another run, RetraceError, naming
+    the step, where the loss is no longer a finite number; the checkpoints before that step stay.
+    """
+    inputs = _inputs(model, examples, config)
+    if done := finished(output, inputs):
+        return done
+    encoded = encode_all(examples, model.tokenizer, config.model.max_length)
+    held = [is_held_out(example.prompt) for example in examples]
+    tuned_on = [item for item, out in zip(encoded, held, strict=True) if not out]
+    held_out = [item for item, out in zip(encoded, held, strict=True) if out]
+    if not tuned_on:
+        raise RequestError(f"all {len(examples)} examples fell to the held-out side; give more examples")
+    _claim(output, inputs)
+    started = time.perf_counter()
+    state, resumed_from, lines = _run(model, tuned_on, held_out, config.training, output, on_metrics, warn)
+    trained = model._replace(params=state.params)
+    last = lines[-1]
+    facts = {
+        "steps": int(state.step),
+        "loss": last["loss"],
+        "held_out_loss": last.get("held_out_loss"),
+        "tokens_per_second": float(np.median([line["tokens_per_second"] for line in lines])),
+        "seconds": time.perf_counter() - started,
+        "resumed_from": resumed_from,
+    }
+    save_model(output / "checkpoint-final", trained, inputs=inputs, training=facts)
+    return finished(output, inputs)
+
+
+def finished(output: Path, inputs: dict[str, Any] | None = None) -> TrainingResult | None:
+    """The result of training that is done in this folder, of these inputs where they are given."""
+    if not (output / "checkpoint-final" / "model.json").is_file():
+        return None
+    about = read_about(output / "checkpoint-final")
+    if inputs is not None:
+        _refuse_other(output, about["inputs"], inputs)
+    return TrainingResult(weights_sha256=about["weights_sha256"], **about["training"])
+
+
+def make_optimizer(config: TrainingConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW (arXiv 1711.05101) behind clipping by global norm; decay on matrices alone. And its learning rate."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if config.warmup_steps else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.num_steps,
+    )
+    adamw = optax.adamw(
+        schedule, b2=ADAM_B2, weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )  # fmt: skip
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
+
+
+def _run(
+    model: Model,
+    tuned_on: list[EncodedExample],
+    held_out: list[EncodedExample],
+    config: TrainingConfig,
+    output: Path,
+    on_metrics: Callable[[Metrics], None],
+    warn: Callable[[str], None],
+) -> tuple[TrainState, int, list[Metrics]]:
+    """From the newest checkpoint, or from the start, to the last step."""
+    optimizer, schedule = make_optimizer(config)
+    params = jax.tree.map(jnp.array, model.params)  # a copy: the step uses its state up
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    if restored := restore_latest(output / "checkpoints", state, warn):
+        state = restored
+    start = int(state.step)
+    lines = _metrics_until(output / "metrics.jsonl", start)
+    train_step, held_out_loss = make_train_step(model.graph, optimizer), _held_out_loss(model, held_out, config)
+    length = batch_length(tuned_on)
+    clock, seen = time.perf_counter(), 0
+    with progress(config.num_steps, "training", "steps", initial=start) as bar:
+        for step in range(start + 1, config.num_steps + 1):
+            batch = _batch(tuned_on, length, config, step - 1)
+            state, metrics = train_step(state, batch)
+            _refuse_not_finite(step, metrics, schedule, output)
+            seen += int(batch.valid.sum())
+            last = step == config.num_steps
+            evaluates = held_out and (last or step % config.eval_every == 0)
+            if last or evaluates or step % config.log_every == 0:
+                line = _line(step, metrics, schedule, seen / (time.perf_counter() - clock))
+                if evaluates:
+                    line["held_out_loss"] = held_out_loss(state.params)
+                _append(output / "metrics.jsonl", line)
+                lines.append(line)
+                on_metrics(line)
+                bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+                clock, seen = time.perf_counter(), 0
+            if not last and step % config.checkpoint_every == 0:
+                save_checkpoint(output / "checkpoints", state)
+                clock = time.perf_counter()
+            bar.update()
+    return state, start, lines
+
+
+def _batch(examples: list[EncodedExample], length: int, config: TrainingConfig, step: int) -> Batch:
+    """Step's batch as micro-batches: every field [A, B, T]."""
+    A, B = config.grad_accum_steps, config.per_device_batch_size
+    indices = batch_indices(len(examples), A * B, config.seed, step)
+    flat = make_batch([examples[index] for index in indices], length)
+    return Batch(*(field.reshape(A, B, length) for field in flat))
+
+
+def _held_out_loss(model: Model, examples: list[EncodedExample], config: TrainingConfig) -> Callable[[dict], float]:
+    """Mean loss over the held-out examples, in batches of one compiled shape."""
+    loss, B = jax.jit(sum_loss(model.graph)), config.per_device_batch_size
+    length = batch_length(examples) if examples else 0
+    batches = [_full(make_batch(examples[start : start + B], length), B) for start in range(0, len(examples), B)]
+
+    def mean_loss(params: dict) -> float:
+        sums = [loss(params, batch) for batch in batches]
+        return float(sum(float(total) for total, _ in sums) / sum(int(tokens) for _, tokens in sums))
+
+    return mean_loss
+
+
+def _full(batch: Batch, rows: int) -> Batch:
+    """The batch with empty rows added, which count for nothing."""
+    return Batch(
+        *(np.concatenate([field, np.zeros((rows - len(field), field.shape[1]), field.dtype)]) for field in batch)
+    )
+
+
+def _line(step: int, metrics: StepMetrics, schedule: optax.Schedule, tokens_per_second: float) -> Metrics:
+    return {
+        "step": step,
+        "loss": float(metrics.loss),
+        "learning_rate": float(schedule(step - 1)),
+        "grad_norm": float(metrics.grad_norm),
+        "tokens_per_second": round(tokens_per_second, 1),
+    }
+
+
+def _refuse_not_finite(step: int, metrics: StepMetrics, schedule: optax.Schedule, output: Path) -> None:
+    loss, norm = float(metrics.loss), float(metrics.grad_norm)
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    kept = saved_steps(output / "checkpoints")
+    raise RetraceError(
+        f"training stopped at step {step}: the loss is {loss}, the gradient norm {norm}, at learning rate "
+        f"{float(schedule(step - 1)):g}. "
+        + (f"The checkpoint of step {kept[-1]} is good. " if kept else "No checkpoint was written before it. ")
+        + "Lower training.learning_rate or raise training.warmup_steps"
+    )
+
+
+def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, Any]:
+    """Everything that decides the result, as plain values to compare."""
+    content = hashlib.sha256(
+        "".join(json.dumps([example.prompt, example.response]) + "\n" for example in examples).encode()
+    )
+    return {
+        "model": model.name,
+        "base_weights_sha256": model.weights_sha256,
+        "tokenizer_sha256": hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest(),
+        "examples_sha256": content.hexdigest(),
+        "training": asdict(config.training),
+    }
+
+
+def _claim(output: Path, inputs: dict[str, Any]) -> None:
+    """Say in the output whose training it holds; refuse one that holds another's."""
+    claim = output / "checkpoints" / "inputs.json"
+    if claim.is_file():
+        _refuse_other(output, json.loads(claim.read_bytes()), inputs)
+    else:
+        write_json(claim, inputs)
+
+
+def _refuse_other(output: Path, there: dict[str, Any], inputs: dict[str, Any]) -> None:
+    differs = [name for name in inputs if there.get(name) != inputs[name]]
+    if differs == ["training"]:
+        differs = [
+            f"training.{key}" for key, value in inputs["training"].items() if there["training"].get(key) != value
+        ]
+    if differs:
+        raise RequestError(
+            f"{output}: holds a training run with other {', '.join(differs)}; give another output folder"
+        )
+
+
+def _metrics_until(path: Path, step: int) -> list[Metrics]:
+    """The logged lines up to a step; later ones, of steps that will be done again, are dropped from the file."""
+    lines = list(_complete_lines(path))
+    kept = [line for line in lines if line["step"] <= step]
+    if kept != lines or not kept:
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
+
+
+def _complete_lines(path: Path) -> Iterator[Metrics]:
+    if path.is_file():
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):  # the last may be cut by a kill
+                yield json.loads(line)
+
+
+def _append(path: Path, line: Metrics) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
