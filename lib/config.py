@@ -13,6 +13,7 @@ import difflib
 import math
 import re
 import types
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -23,7 +24,7 @@ from lib.errors import RequestError
 from lib.files import NAME, repository_root
 
 MAX_DEPTH = 20
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 15  # a configuration has some thousand; PyYAML reads this much within a second
 
 
 def bounded(
@@ -88,7 +89,7 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class VerdictConfig:
     # Significance level of the exact McNemar test.
-    alpha: float = bounded(0.05, low=0.0, high=1.0)
+    alpha: float = bounded(0.05, low=0.0001, high=0.5)
     # Smallest change of accuracy that is called one: 0.01 is one percentage point.
     min_effect: float = bounded(0.01, low=0.0, high=1.0)
 
@@ -139,7 +140,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping as plain values. No tags, aliases, duplicate keys or deep nesting. Raises RequestError."""
     try:
-        value = yaml.load(text, _StrictLoader)  # noqa: S506: a subclass of SafeLoader
+        value = yaml.load(text, _StrictLoader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RequestError(f"{where}:{line}: {error.problem}") from None
@@ -183,6 +184,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a plain text", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -222,7 +225,7 @@ def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:
 
 
 def _value(hint: Any, value: Any, bounds: Any, where: str, key: str) -> Any:
-    """The value as its field's type wants it; a whole number serves where a float is expected, nothing else is turned."""
+    """The value as its field's type wants it; a whole number serves for a float, nothing else is turned."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, f"{key}.")
     kinds = get_args(hint) if get_origin(hint) is types.UnionType else (get_origin(hint) or hint,)
@@ -254,7 +257,8 @@ def _check_bounds(value: Any, bounds: Any, where: str, key: str) -> None:
 def _check_filters(filters: dict, where: str, key: str) -> None:
     for name, wanted in filters.items():
         for item in wanted if isinstance(wanted, list) else [wanted]:
-            if not isinstance(name, str) or not isinstance(item, (str, int, float, bool)):
+            finite = not isinstance(item, float) or math.isfinite(item)
+            if not isinstance(name, str) or not isinstance(item, (str, int, float, bool)) or not finite:
                 raise RequestError(
                     f"{where}: {key}.{name}: expected a text, a number or a list of these, got {_shown(item)}"
                 )
@@ -295,9 +299,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _find(path: Path) -> Path:
-    for candidate in (path, repository_root() / path):
-        if candidate.is_file():
-            return candidate
+    with suppress(OSError):  # a name longer than a file system takes
+        for candidate in (path, repository_root() / path):
+            if candidate.is_file():
+                return candidate
     known = sorted(file.name for file in (repository_root() / "configs").glob("*.yaml"))
     raise RequestError(f"{path}: no such file; configs/ holds {', '.join(known) or 'none'}")
 

@@ -45,6 +45,12 @@ def child(folder: Path, *names: str) -> Path:
     return folder.joinpath(*names)
 
 
+def shown_path(path: Path) -> str:
+    """The path as a person at the prompt would type it: from the working directory where it lies below."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else resolved)
+
+
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` when the block ends, and leaves no trace when it raises."""

@@ -114,14 +114,15 @@ def trace_from(record: dict[str, Any]) -> Trace:
 def canonical(trace: Trace) -> bytes:
     """What makes two traces the same: compact UTF-8 JSON with sorted keys, without `id` and `created_at`.
 
-    Equal floats are written alike (1.0, 1.00 and 1e0 as `1.0`; -0.0 as `0.0`), the integer 1 as `1`;
-    key order and escapes leave no mark. An absent `meta` is an empty one.
+    Steps are their [type, content] in order: gaps in the numbering leave no mark. Equal floats are written
+    alike (1.0, 1.00 and 1e0 as `1.0`; -0.0 as `0.0`), the integer 1 as `1`; key order and escapes leave no
+    mark. An absent `meta` is an empty one.
     """
     content = {
         "final_answer": trace.final_answer,
         "meta": trace.meta,
         "prompt": trace.prompt,
-        "steps": trace.steps,
+        "steps": [(step.type, step.content) for step in trace.steps],
         "trace_version": trace.trace_version,
     }
     encoded = _SORTED.encode(content)

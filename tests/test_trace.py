@@ -58,6 +58,7 @@ def test_id_is_the_uuid5_of_the_canonical_content():
 def test_canonical_form_is_sorted_compact_json_without_id_and_time():
     given = parse_trace(toy(id="mine", created_at="2025-01-01T00:00:00Z", prompt="é 😀", meta={"b": 1, "a": [0.5]}))
     content = {key: value for key, value in json.loads(to_json(given)).items() if key not in ("id", "created_at")}
+    content["steps"] = [["step", "2+2=4"]]
     expected = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert canonical(given) == expected.encode()
 
@@ -82,6 +83,17 @@ def test_steps_come_in_the_order_of_i():
     trace = parse_trace(toy(steps=steps))
     assert [step.content for step in trace.steps] == ["0", "3", "7"]
     assert trace.id == parse_trace(toy(steps=steps[::-1])).id
+
+
+def test_gaps_in_the_numbering_of_steps_leave_no_mark_but_order_type_and_content_do():
+    def of(*steps: tuple[int, str, str]) -> str:
+        named = [{"i": i, "type": type, "content": content} for i, type, content in steps]
+        return content_sha256(parse_trace(toy(steps=named)))
+
+    plain = of((0, "a", "x"), (1, "b", "y"))
+    assert of((3, "a", "x"), (700, "b", "y")) == plain
+    others = [of((0, "b", "y"), (1, "a", "x")), of((0, "a", "x"), (1, "c", "y")), of((0, "a", "x"), (1, "b", "z"))]
+    assert plain not in others
 
 
 def test_created_at_is_brought_to_utc():

@@ -30,7 +30,7 @@ from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
 from lib.errors import RequestError, RetraceError
 from lib.files import child, sha256_file, write_json
 from lib.tasks import group_keys
-from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, to_json
+from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, shown, to_json
 
 SCHEMA_VERSION = "1.0"
 HELD_OUT_PERCENT = 5
@@ -154,7 +154,8 @@ def _ordered(traces: list[Trace], request: DatasetConfig) -> list[Trace]:
 
 def _matches(trace: Trace, filters: dict[str, Any]) -> bool:
     return all(
-        any(type(trace.meta.get(key)) is type(item) and trace.meta[key] == item for item in _as_list(wanted))
+        key in trace.meta
+        and any(type(trace.meta[key]) is type(item) and trace.meta[key] == item for item in _as_list(wanted))
         for key, wanted in filters.items()
     )
 
@@ -167,10 +168,10 @@ def _nothing_matches(store: Store, request: DatasetConfig) -> str:
     total = store.count()
     if not total:
         return f"the store {store.folder} is empty; generate or import traces first (python -m lib traces --help)"
-    asked = ", ".join(f"{key}={value}" for key, value in request.filters.items())
+    asked = ", ".join(f"{key}={' or '.join(map(shown, _as_list(item)))}" for key, item in request.filters.items())
     values = store.meta_values()
     held = "; ".join(
-        f"{key}: {', '.join(list(values.get(key, {}))[:8]) or 'no trace has it'}" for key in request.filters
+        f"{key}: {', '.join(map(shown, list(values.get(key, {}))[:8])) or 'no trace has it'}" for key in request.filters
     )
     return f"none of {total} traces matches {asked}; the store holds {held}"
 

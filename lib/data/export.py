@@ -4,7 +4,8 @@
         ...   # b'{"messages":[{"role":"user","content":"High Card Duel: …"},{"role":"assistant",…}],"id":…}'
 
 Four formats: `trace` (the parts), `tunix_sft` (one rendered conversation), `training_example` (prompt and
-response), `messages` (what TRL and hosted APIs read). All import back as traces.
+response), `messages` (what TRL and hosted APIs read). All import back as the traces they were: `metadata`
+holds the types of the steps, which rendered text does not show.
 """
 
 import json
@@ -67,7 +68,7 @@ FORMATS: dict[str, Callable[[Trace, Example], dict[str, Any]]] = {
 def export_lines(
     traces: Iterable[Trace], format: str, recipe: str = "trace_sft_v1", system_instruction: str = ""
 ) -> Iterator[bytes]:
-    """One JSON line a trace, in order. Raises RequestError for an unknown format and for a trace that cannot be told."""
+    """One JSON line a trace, in order. Raises RequestError for an unknown format or a trace that cannot be told."""
     if format not in FORMATS:
         raise RequestError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     for trace in traces:
@@ -169,7 +170,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _metadata(trace: Trace, **own: str) -> dict[str, Any]:
     """Every key of `meta`, and what the format adds; a key that means both is refused, as neither may be lost."""
-    own = {"created_at": trace.created_at, "trace_version": trace.trace_version, **own}
+    own = {
+        "created_at": trace.created_at,
+        "trace_version": trace.trace_version,
+        "step_types": [step.type for step in trace.steps],
+        **own,
+    }
     if clash := sorted(own.keys() & trace.meta.keys()):
         raise RequestError(f"trace {trace.id}: meta.{clash[0]} is a name that the export needs; rename it")
     return {**trace.meta, **own}

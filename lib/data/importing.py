@@ -239,16 +239,17 @@ def _reasoning(name: str, response: str) -> tuple[list[str], str]:
 def _trace(
     record: _Export, prompt: str, steps: list[str], answer: str, marks: tuple[str, ...] = (), id: str = ""
 ) -> Trace:
-    """The trace of an export: `metadata` is its `meta`, but for version, time and the format's marks."""
+    """The trace of an export: `metadata` is its `meta`, but for version, time, step types and the format's marks."""
     meta = {key: value for key, value in record.metadata.items() if key not in marks}
     given = {
         "id": id or record.id,
         "created_at": meta.pop("created_at", ""),
         "trace_version": meta.pop("trace_version", TRACE_VERSION),
     }
+    types = _step_types(meta.pop("step_types", ["step"] * len(steps)), len(steps))
     content = {
         "prompt": prompt,
-        "steps": [{"i": i, "type": "step", "content": step} for i, step in enumerate(steps)],
+        "steps": [{"i": i, "type": types[i], "content": step} for i, step in enumerate(steps)],
         "final_answer": answer,
         "meta": meta,
     }
@@ -257,6 +258,14 @@ def _trace(
     except InvalidTrace as error:
         inside = "metadata." if error.field in ("created_at", "trace_version") else ""
         raise InvalidTrace(inside + error.field, error.expected, error.got) from None
+
+
+def _step_types(types: Any, count: int) -> list[str]:
+    if not isinstance(types, list) or not all(isinstance(name, str) and 1 <= len(name) <= 64 for name in types):
+        raise InvalidTrace("metadata.step_types", "a list of texts of 1 to 64 characters", shown(types))
+    if len(types) != count:
+        raise InvalidTrace("metadata.step_types", f"one type for each of the {count} steps", f"{len(types)}")
+    return types
 
 
 # ---- accounting -------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Text to token ids and back: the small tokenizer that a dataset trains for itself, or a released one.
 
 The small one is byte-pair encoding in Gemma's dress: its control tokens, `▁` for a space, and 256 byte
-tokens for whatever it never saw, so that any text survives a round trip. Words and numbers of one or two
-digits that the dataset repeats become one token each:
+tokens for whatever it never saw, so that any text survives a round trip (but for `▁` itself, which comes
+back as a space). Words and numbers of one or two digits that the dataset repeats become one token each:
 
     >>> tokenizer = train_tokenizer(["you hold the queen of spades, value 12"] * 5)
-    >>> tokenizer.pieces(tokenizer.encode("queen of spades"))
-    ['queen', '▁of', '▁spades']
+    >>> tokenizer.pieces(tokenizer.encode(" queen of spades"))
+    ['▁queen', '▁of', '▁spades']
 
 Format: the `tokenizer.json` of Hugging Face tokenizers, which every Gemma release carries too.
 """
@@ -77,10 +77,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
-    """A byte-pair tokenizer of at most `vocab_size` tokens; the same texts give the same tokenizer."""
+    """A byte-pair tokenizer of at most `vocab_size` tokens, or as many as the texts have different characters.
+
+    The same texts give the same tokenizer.
+    """
     special = [*CONTROL_TOKENS, *_BYTES]
     learner = _gemma_like(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    options = {"initial_alphabet": ["▁"], "show_progress": False}  # ▁: or texts without a space could teach none
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **options)
     learner.train_from_iterator(texts, trainer)
     tokenizer = _gemma_like(_with_byte_fallback(learner))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])

@@ -55,10 +55,17 @@ def base_model(name: str, seed: int, tokenizer_file: Path) -> Model:
     """
     if is_from_scratch(name):
         tokenizer = load_tokenizer(tokenizer_file)
-        config = replace(PRESETS[name], vocab_size=tokenizer.vocab_size)
+        config = model_config(name, tokenizer)
         graph, state = nnx.split(Gemma(config, nnx.Rngs(seed)))
         return Model(name, config, graph, nnx.to_pure_dict(state), tokenizer)
     return _released_model(name, find_released(name))
+
+
+def model_config(name: str, tokenizer: Tokenizer) -> GemmaConfig:
+    """The shape of a model, without its weights; made from scratch, its vocabulary is the tokenizer's."""
+    if is_from_scratch(name):
+        return replace(PRESETS[name], vocab_size=tokenizer.vocab_size)
+    return _released_config(name, find_released(name))
 
 
 def save_model(folder: Path, model: Model, **facts: Any) -> str:

@@ -34,6 +34,7 @@ from lib.files import atomic_write, write_json
 from lib.model.weights import Model, read_about, save_model
 from lib.progress import progress
 from lib.training.checkpoints import restore_latest, save_checkpoint, saved_steps
+from lib.training.fingerprint import fingerprint
 from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss
 
 ADAM_B2 = 0.99  # a memory of 100 steps: runs of some hundred steps never fill 0.999's
@@ -89,7 +90,10 @@ def train(
         "seconds": time.perf_counter() - started,
         "resumed_from": resumed_from,
     }
-    save_model(output / "checkpoint-final", trained, inputs=inputs, training=facts)
+    save_model(
+        output / "checkpoint-final", trained, inputs=inputs, training=facts, fingerprint=fingerprint(),
+        system_instruction=config.system_instruction,
+    )  # fmt: skip
     return finished(output, inputs)
 
 

@@ -1,0 +1,47 @@
+# The two commands of this repository are `make quickstart` and `make test`; nothing needs to be installed before.
+# PYTHON chooses the interpreter, 3.11 to 3.13:  make test PYTHON=python3.12
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help quickstart test lab lint benchmark clean
+
+help:
+	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
+	@echo "make test         every test, the notebooks among them"
+	@echo "make lab          JupyterLab on the notebooks"
+	@echo "make lint         ruff"
+	@echo "make benchmark    seconds, tokens and traces a second of each stage"
+	@echo "make clean        remove .venv (runs/ stays)"
+
+quickstart: $(READY)
+	@$(BIN)/python -m lib run configs/quickstart.yaml
+
+test: $(READY) lint
+	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --nbval-lax notebooks
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+lab: $(READY)
+	@$(BIN)/jupyter lab notebooks
+
+benchmark: $(READY)
+	@$(BIN)/python benchmarks/quickstart.py
+
+clean:
+	rm -rf .venv
+
+$(READY): requirements.txt pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, this is {v[0]}.{v[1]}; name another: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt-get install python3-venv), then run make again" >&2; exit 1; }
+	@echo "Installing the packages into .venv (about two minutes, once) …"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(READY)

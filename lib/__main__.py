@@ -1,0 +1,518 @@
+"""The command line: `python -m lib VERB …`. Each verb is one function; the work is done in the package.
+
+Exit status: 0 done, 1 it failed, 2 the request was wrong. An error is one line: what, where, what to do.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lib.errors import RequestError, RetraceError
+from lib.files import shown_path
+
+# Modules that take long to import (jax, papermill, polars) are imported by the verb that needs them.
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lib.config import load_config
+    from lib.experiments.pipeline import run_pipeline
+    from lib.experiments.stages import reproduce_command
+
+    done = run_pipeline(load_config(arguments.config, arguments.set), arguments.name)
+    print(done.conclusion("05_compare"))
+    print(f"Report: {shown_path(done.path('report.html'))}")
+    print(f"Reproduce: {reproduce_command(done)}")
+
+
+def traces_generate(arguments: argparse.Namespace) -> None:
+    from lib.experiments.stages import store
+    from lib.tasks import TASKS
+    from lib.trace import to_json, utc_now
+
+    if arguments.count < 1:
+        raise RequestError(f"--count: expected at least 1, got {arguments.count}")
+    if arguments.game not in TASKS:
+        raise RequestError(f"--game: expected one of {', '.join(TASKS)}, got {arguments.game!r}")
+    traces = list(TASKS[arguments.game].generate(arguments.count, arguments.seed, created_at=utc_now()))
+    if arguments.output or arguments.no_persist:
+        _write_lines(arguments.output, (to_json(trace) + b"\n" for trace in traces))
+    if not arguments.no_persist:
+        added = store().add(traces)
+        say(f"{added.added} traces added, {added.duplicates} were there already; the store holds {store().count()}")
+
+
+def traces_import(arguments: argparse.Namespace) -> None:
+    from lib.data.importing import import_files
+    from lib.experiments.stages import store
+
+    report = import_files(store(), arguments.files, arguments.on_bad_record)
+    say(
+        f"{report.lines} lines: {report.accepted} accepted, {report.rejected} rejected, {report.blank} blank; "
+        f"{report.added} traces added, {report.duplicates} were there already"
+    )
+    if report.rejects_file:
+        say(f"Rejected records and the reasons: {shown_path(report.rejects_file)}")
+
+
+def traces_list(arguments: argparse.Namespace) -> None:
+    from lib.experiments.stages import store
+
+    traces = sorted(store().scan(), key=lambda trace: (trace.created_at, trace.id), reverse=True)
+    values = store().meta_values()
+    if arguments.json:
+        shown = [{"id": t.id, "created_at": t.created_at, "prompt": t.prompt, "final_answer": t.final_answer}
+                 for t in traces[: arguments.limit]]  # fmt: skip
+        print(json.dumps({"count": len(traces), "traces": shown, "meta": values}, default=str))
+        return
+    print(f"{len(traces)} traces in {shown_path(store().folder)}")
+    for trace in traces[: arguments.limit]:
+        print(
+            f"  {trace.id[:8]}  {trace.created_at[:19]}  {_short(trace.prompt, 70)}  → {_short(trace.final_answer, 20)}"
+        )
+    if values:
+        print("meta, with the number of traces:")
+    for key, found in values.items():
+        print(
+            f"  {key}: {', '.join(f'{_short(str(value), 30)} ({count})' for value, count in list(found.items())[:8])}"
+        )
+
+
+def traces_verify(arguments: argparse.Namespace) -> None:
+    from lib.experiments.stages import store, verify_traces
+
+    found = verify_traces(store().scan())
+    for problem in found.problems[:20]:
+        print(problem)
+    print(f"{found.checked} traces checked against their engine: {found.true} true in every step, "
+          f"{len(found.problems)} not; {found.unknown} of no known game")  # fmt: skip
+    if found.problems:
+        raise SystemExit(1)
+
+
+def dataset_build(arguments: argparse.Namespace) -> None:
+    from lib.config import DatasetConfig, build, parse_yaml
+    from lib.data.dataset import build_dataset
+    from lib.experiments.stages import datasets, reserved_questions, store
+
+    if arguments.request:
+        given = [
+            flag for flag in ("name", "version", "filter", "limit", "strategy", "seed") if getattr(arguments, flag)
+        ]
+        if given:
+            raise RequestError(f"--request holds the whole request; leave out --{given[0]}")
+        request = build(
+            DatasetConfig, parse_yaml(_text(arguments.request), str(arguments.request)), str(arguments.request)
+        )
+    elif arguments.name and arguments.version:
+        tree = {"dataset_name": arguments.name, "dataset_version": arguments.version, "filters": _filters(arguments.filter),
+                "selection_strategy": arguments.strategy or "latest", "limit": arguments.limit, "seed": arguments.seed}  # fmt: skip
+        request = build(DatasetConfig, tree, "dataset build")
+    else:
+        raise RequestError("dataset build: give --name and --version, or --request FILE")
+    if request.selection_strategy == "random" and request.seed is None:
+        raise RequestError("dataset build: the strategy random requires --seed")
+    dataset = build_dataset(store(), request, reserved_questions(), datasets())
+    manifest = dataset.manifest
+    say(f"{dataset.key}: {manifest['trace_count']} traces, content {manifest['content_sha256'][:16]}, "
+        f"in {shown_path(dataset.folder)}")  # fmt: skip
+    for reason, count in manifest["dropped"].items():
+        say(f"  left out: {count} {reason}")
+
+
+def dataset_export(arguments: argparse.Namespace) -> None:
+    from lib.data.dataset import load_dataset
+    from lib.data.export import export_lines
+    from lib.experiments.stages import datasets
+
+    traces = load_dataset(datasets(), arguments.key).traces
+    lines = list(export_lines(traces, arguments.format, arguments.recipe, arguments.system_instruction))
+    _write_lines(arguments.output, lines)
+    if arguments.output:
+        say(f"{len(lines)} examples in {shown_path(arguments.output)}")
+
+
+def dataset_validate(arguments: argparse.Namespace) -> None:
+    from lib.data.export import read_examples
+    from lib.data.validation import describe_too_long, validate_examples
+    from lib.experiments.training import tokenizer_beside
+
+    examples = read_examples(arguments.file)
+    tokenizer, origin = tokenizer_beside(arguments.file, examples)
+    found = validate_examples(examples, tokenizer, arguments.max_length, arguments.samples)
+    print(
+        f"{arguments.file}: {found.examples} examples, each with a user's and a model's turn; {found.checked} measured"
+    )
+    print(
+        f"tokens ({origin}): {found.shortest} to {found.longest}, mean {found.mean:.1f}, max_length {found.max_length}"
+    )
+    print(
+        f"trained on: {found.trained_tokens} of {found.tokens} tokens ({100 * found.trained_tokens / found.tokens:.1f} %)"
+    )
+    if found.too_long:
+        raise RetraceError(describe_too_long(found.too_long, found.checked, found.max_length))
+
+
+def dataset_list(arguments: argparse.Namespace) -> None:
+    from lib.data.dataset import list_datasets
+    from lib.experiments.stages import datasets
+
+    manifests = [json.loads((datasets() / key / "manifest.json").read_bytes()) for key in list_datasets(datasets())]
+    if arguments.json:
+        print(json.dumps([{name: value for name, value in m.items() if name != "trace_ids"} for m in manifests]))
+        return
+    for manifest in manifests:
+        print(f"{manifest['dataset_key']:<28} {manifest['trace_count']:>9} traces  {manifest['created_at']}  "
+              f"{manifest['content_sha256'][:16]}")  # fmt: skip
+    if not manifests:
+        print(f"no dataset in {shown_path(datasets())}; build one: python -m lib dataset build --help")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from lib.config import load_config
+    from lib.experiments.training import check_training, train_on_file
+
+    config = load_config(arguments.config, arguments.set)
+    if arguments.dry_run:
+        for line in check_training(config, arguments.data, arguments.output):
+            print(line)
+        return
+    result = train_on_file(config, arguments.data, arguments.output, lambda line: print(_metrics(line)))
+    say(f"{result.steps} steps, loss {result.loss:.4g}, {result.tokens_per_second:.0f} tokens/s, {result.seconds:.0f} s"
+        + (f", resumed from step {result.resumed_from}" if result.resumed_from else ""))  # fmt: skip
+    say(f"weights sha256 {result.weights_sha256}")
+    say(f"Checkpoint: {shown_path(arguments.output / 'checkpoint-final')}")
+
+
+def eval_generate(arguments: argparse.Namespace) -> None:
+    from lib.config import EvaluationConfig, load_config
+    from lib.evaluation.evaluate import answer_eval_set, write_results
+    from lib.experiments.stages import find_eval_set, model_before
+    from lib.model.weights import load_model, read_about
+
+    eval_set = find_eval_set(str(arguments.eval_set))
+    config = load_config(arguments.config, arguments.set) if arguments.config else None
+    if arguments.model == "base":
+        if config is None:
+            raise RequestError("--model base: give --config, which names the model")
+        if arguments.seed is not None:
+            config = replace(config, training=replace(config.training, seed=arguments.seed))
+        model, label, instruction = model_before(config), "base", config.system_instruction
+    else:
+        instruction = read_about(Path(arguments.model))["system_instruction"]
+        model, label = load_model(Path(arguments.model)), "tuned"
+    settings = config.evaluation if config else EvaluationConfig()
+    records = answer_eval_set(model, eval_set, settings, f"{model.name} ({label})", instruction)
+    write_results(arguments.output, records)
+    correct = sum(record["score"] == 1 for record in records)
+    say(f"{len(records)} items of {eval_set.name} answered, {correct} correctly: {shown_path(arguments.output)}")
+
+
+def eval_report(arguments: argparse.Namespace) -> None:
+    from lib.config import VerdictConfig, load_config
+    from lib.evaluation.compare import compare, read_results
+    from lib.experiments.report import write_markdown
+
+    rule = load_config(arguments.config, []).evaluation.verdict if arguments.config else VerdictConfig()
+    comparison = compare(read_results(arguments.before), read_results(arguments.after), rule)
+    write_markdown(arguments.output, comparison)
+    say(comparison.verdict.sentence)
+    say(f"Report: {shown_path(arguments.output)}")
+
+
+def runs_list(arguments: argparse.Namespace) -> None:
+    from lib.experiments.run import list_runs
+
+    found = list_runs()
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    for item in found:
+        print(f"{item['run']:<40} {item['status']:<12} {item['verdict']}")
+    if not found:
+        print("no run yet; start one: python -m lib run configs/quickstart.yaml")
+
+
+def runs_show(arguments: argparse.Namespace) -> None:
+    from lib.experiments.run import read_manifest
+
+    manifest = read_manifest(arguments.run)
+    if arguments.json:
+        print(json.dumps(manifest, indent=1))
+        return
+    evaluation = manifest["metrics"].get("evaluation") or {}
+    for name, value in {
+        "run": manifest["artifacts_path"], "status": manifest["status"], "error": manifest.get("error"),
+        "dataset": manifest["dataset_key"], "recipe": manifest["recipe"], "seed": manifest["seed"],
+        "weights sha256": manifest["metrics"].get("weights_sha256"), "verdict": evaluation.get("sentence"),
+        "seconds": manifest["wall_s"],
+    }.items():  # fmt: skip
+        if value:
+            print(f"{name:<15} {value}")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with an error in one line that says what was probably meant."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"unrecognized arguments: (\S+)", message) or re.search(r"invalid choice: '([^']*)'", message)
+        known = [flag for action in self._actions for flag in action.option_strings]
+        known += [str(choice) for action in self._actions for choice in action.choices or ()]
+        close = difflib.get_close_matches(wrong[1].split("=")[0], known, n=1) if wrong else []
+        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        print(f"error: {message}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """What a verb does not know is its own error, so that the hint comes from its flags."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+
+def parser() -> Parser:
+    """Every verb with its flags."""
+    top = Parser(
+        prog="python -m lib", description="Reasoning traces in, a fine-tuned model and a before/after report out."
+    )
+    top.add_argument("--home", type=Path, metavar="DIR", help="where everything produced is kept (default: runs/)")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def verb(group: Any, name: str, action: Callable, help: str, example: str) -> Parser:
+        made = group.add_parser(name, help=help, description=help, epilog=f"example: python -m lib {example}")
+        made.set_defaults(action=action)
+        return made
+
+    def group(name: str, help: str) -> Any:
+        return verbs.add_parser(name, help=help, description=help).add_subparsers(metavar="VERB", required=True)
+
+    def flag(made: Parser, *names: str, **options: Any) -> None:
+        made.add_argument(*names, **options)
+
+    def config_flags(made: Parser, required: bool) -> None:
+        flag(made, "--config", required=required, metavar="C.yaml", help="configuration file")
+        flag(
+            made,
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change a key of it, such as training.seed=1",
+        )
+
+    made = verb(
+        verbs,
+        "run",
+        run,
+        "The whole job: five notebooks into one run folder, and a report.",
+        "run configs/quickstart.yaml",
+    )
+    flag(made, "config", metavar="CONFIG", help="configuration file")
+    flag(
+        made,
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of it, such as training.seed=1",
+    )
+    flag(made, "--name", default="", help="names the run folder (default: the name in the configuration)")
+
+    traces = group("traces", "Generate, import, list and verify traces.")
+    made = verb(traces, "generate", traces_generate, "Play a game and keep what was reasoned.",
+                "traces generate --game high_card_duel --count 100 --seed 42")  # fmt: skip
+    flag(made, "--game", required=True)
+    flag(made, "--count", type=int, required=True)
+    flag(made, "--seed", type=int, default=42, help="episode i is dealt with seed + i (default: 42)")
+    flag(
+        made, "--no-persist", action="store_true", help="do not keep the traces; print them, or write them to --output"
+    )
+    flag(made, "--output", type=Path, metavar="F.jsonl", help="write the traces to this file too")
+    made = verb(traces, "import", traces_import, "Import traces from JSONL, a JSON array or {\"traces\": […]}.",
+                "traces import mine.jsonl")  # fmt: skip
+    flag(made, "files", type=Path, nargs="+", metavar="FILE")
+    flag(made, "--on-bad-record", choices=("refuse", "quarantine"), default="refuse",
+         help="refuse: one bad record and nothing is imported; quarantine: the good go in, the bad to a file")  # fmt: skip
+    made = verb(
+        traces,
+        "list",
+        traces_list,
+        "What the store holds, newest first, and which meta values.",
+        "traces list --limit 5",
+    )
+    flag(made, "--limit", type=int, default=5)
+    flag(made, "--json", action="store_true")
+    verb(
+        traces,
+        "verify",
+        traces_verify,
+        "Check every step of every trace of a known game against its engine.",
+        "traces verify",
+    )
+
+    dataset = group("dataset", "Build, export, validate and list datasets.")
+    made = verb(dataset, "build", dataset_build, "Choose traces from the store, under a key that never changes.",
+                "dataset build --name duel --version v1 --filter game=high_card_duel")  # fmt: skip
+    flag(made, "--request", type=Path, metavar="R.yaml", help="the whole request as a file")
+    flag(made, "--name")
+    flag(made, "--version")
+    flag(
+        made,
+        "--filter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a meta value; the same key again means either",
+    )
+    flag(made, "--limit", type=int)
+    flag(made, "--strategy", choices=("latest", "random"))
+    flag(made, "--seed", type=int)
+    made = verb(
+        dataset, "export", dataset_export, "Write a dataset as JSONL.", "dataset export duel-v1 --format messages"
+    )
+    flag(made, "key", metavar="KEY")
+    flag(made, "--format", required=True, metavar="F", help="trace, tunix_sft, training_example or messages")
+    flag(made, "--recipe", default="trace_sft_v1", help="trace_sft_v1 (default) or answer_sft_v1, the answer alone")
+    flag(made, "--system-instruction", default="", metavar="TEXT", help="put before every prompt")
+    flag(made, "--output", type=Path, metavar="F.jsonl", help="default: standard output")
+    made = verb(dataset, "validate", dataset_validate, "Tell what a training file would do: shape, lengths, trained tokens.",
+                "dataset validate duel.jsonl --samples 32")  # fmt: skip
+    flag(made, "file", type=Path, metavar="FILE")
+    flag(made, "--samples", type=int, default=32, help="examples to measure; 0 means all (default: 32)")
+    flag(made, "--max-length", type=int, default=512, help="tokens an example may have (default: 512)")
+    made = verb(dataset, "list", dataset_list, "The datasets that are built.", "dataset list")
+    flag(made, "--json", action="store_true")
+
+    made = verb(verbs, "train", train, "Fine-tune on a training file; goes on where an interrupted one stopped.",
+                "train --config configs/quickstart.yaml --data duel.jsonl --output runs/duel")  # fmt: skip
+    config_flags(made, required=True)
+    flag(made, "--data", type=Path, required=True, metavar="D.jsonl", help="in any of the export formats")
+    flag(made, "--output", type=Path, required=True, metavar="DIR")
+    flag(
+        made,
+        "--dry-run",
+        action="store_true",
+        help="check everything that needs no training, and write a manifest that says so",
+    )
+
+    evaluation = group("eval", "Answer an eval set, and compare two evaluations.")
+    made = verb(evaluation, "generate", eval_generate, "Answer an eval set with a model, and score the answers.",
+                "eval generate --model runs/duel/checkpoint-final --eval-set high_card_duel_v1 --output after.jsonl")  # fmt: skip
+    flag(made, "--model", required=True, metavar="base|CHECKPOINT")
+    flag(made, "--eval-set", required=True, metavar="E.jsonl", help="a file, or a name in evalsets/")
+    flag(made, "--output", type=Path, required=True, metavar="O.jsonl")
+    config_flags(made, required=False)
+    flag(
+        made,
+        "--seed",
+        type=int,
+        help="of the initial weights of a base made from scratch (default: the configuration's)",
+    )
+    made = verb(evaluation, "report", eval_report, "Compare two evaluation outputs: the delta report.",
+                "eval report --before before.jsonl --after after.jsonl --output delta_report.md")  # fmt: skip
+    flag(made, "--before", type=Path, required=True, metavar="B.jsonl")
+    flag(made, "--after", type=Path, required=True, metavar="A.jsonl")
+    flag(made, "--output", type=Path, required=True, metavar="R.md")
+    flag(
+        made,
+        "--config",
+        metavar="C.yaml",
+        help="states the rule of the verdict (default: p < 0.05 and at least 1 point)",
+    )
+
+    runs = group("runs", "Look at runs.")
+    made = verb(runs, "list", runs_list, "Every run, with its status and verdict.", "runs list")
+    flag(made, "--json", action="store_true")
+    made = verb(
+        runs, "show", runs_show, "What the manifest of a run says.", "runs show runs/20261122_101500_quickstart"
+    )
+    flag(made, "run", metavar="RUN")
+    flag(made, "--json", action="store_true")
+    return top
+
+
+def say(text: str) -> None:
+    """Tell a person; standard output stays free for what a script reads."""
+    print(text, file=sys.stderr if not sys.stdout.isatty() and "--json" in sys.argv else sys.stdout)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Do what the words ask. Returns the exit status."""
+    arguments = parser().parse_args(words)
+    if arguments.home:
+        os.environ["RETRACE_HOME"] = str(arguments.home)
+    try:
+        arguments.action(arguments)
+    except RequestError as error:
+        return _fail(error, 2)
+    except RetraceError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), 2 if error.filename else 1)
+    return 0
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+def _write_lines(path: Path | None, lines: Iterable[bytes]) -> None:
+    """To a file, whole or not at all, or to standard output."""
+    from lib.files import atomic_open
+
+    if path is None:
+        sys.stdout.buffer.writelines(lines)
+        sys.stdout.buffer.flush()
+    else:
+        with atomic_open(path) as file:
+            file.writelines(lines)
+
+
+def _filters(given: list[str]) -> dict[str, Any]:
+    """`key=value` flags as a request holds them; the values are read as YAML, so 42 is a number."""
+    from lib.config import parse_yaml
+
+    filters: dict[str, list] = {}
+    for item in given:
+        key, found, text = item.partition("=")
+        if not found or not key:
+            raise RequestError(f"--filter {item!r}: expected KEY=VALUE, such as game=high_card_duel")
+        filters.setdefault(key, []).append(parse_yaml(f"value: {text}", f"--filter {item}")["value"])
+    return {key: values[0] if len(values) == 1 else values for key, values in filters.items()}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+
+
+def _metrics(line: dict[str, float]) -> str:
+    held_out = f"  held out {line['held_out_loss']:.4f}" if "held_out_loss" in line else ""
+    return f"step {line['step']:>6}  loss {line['loss']:.4f}  {line['tokens_per_second']:.0f} tokens/s{held_out}"
+
+
+def _short(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

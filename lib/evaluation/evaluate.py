@@ -1,0 +1,85 @@
+"""A model answers an eval set: one trace an item, with the raw completion and its score beside it.
+
+    results = answer(model, eval_set.items[:10], config.evaluation, label="base")
+    write_results(run / "eval_before.jsonl", results)
+
+Decoding is greedy, so the same weights give the same text; the output imports back as traces.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.config import EvaluationConfig
+from lib.data.renderer import encode_prompt, render_prompt
+from lib.evaluation.evalsets import EvalItem, EvalSet
+from lib.evaluation.scoring import reasoning_steps, score
+from lib.files import atomic_write
+from lib.model.sampler import Completion, generate
+from lib.model.weights import Model
+from lib.progress import progress
+from lib.trace import TRACE_VERSION
+
+NO_ANSWER = "(no answer)"
+NO_TEXT = "(nothing)"
+STEP_CHARACTERS = 20_000
+
+
+def answer_eval_set(
+    model: Model, eval_set: EvalSet, config: EvaluationConfig, label: str, system_instruction: str = ""
+) -> list[dict[str, Any]]:
+    """The evaluation output of the first `config.limit` items, in their order; `label` says whose answers they are."""
+    items = eval_set.items[: config.limit]
+    completions = _complete(model, items, config, system_instruction)
+    about = {
+        "source": "evaluation",
+        "model": label,
+        "weights_sha256": model.weights_sha256,
+        "eval_set": eval_set.name,
+        "eval_set_sha256": eval_set.sha256,
+    }
+    return [
+        _record(
+            item,
+            model.tokenizer.decode(completion.tokens).replace("\0", "\N{REPLACEMENT CHARACTER}"),
+            completion,
+            about,
+        )
+        for item, completion in zip(items, completions, strict=True)
+    ]
+
+
+def write_results(path: Path, records: list[dict[str, Any]]) -> None:
+    atomic_write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _complete(
+    model: Model, items: Sequence[EvalItem], config: EvaluationConfig, system_instruction: str
+) -> list[Completion]:
+    prompts = [encode_prompt(render_prompt(item.prompt, system_instruction), model.tokenizer) for item in items]
+    with progress(len(items), "answering", "items") as bar:
+        return generate(
+            model.graph, model.params, prompts, model.tokenizer.end_of_turn_id,
+            max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, on_done=bar.update,
+        )  # fmt: skip
+
+
+def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, str]) -> dict[str, Any]:
+    """A trace of what the model said. A trace must have steps and an answer; where the completion has none, it says so."""
+    scored = score(text, item.expected_answer, completion.truncated)
+    steps = [("step", step) for step in reasoning_steps(text)] or [("completion", text or NO_TEXT)]
+    meta = about | {"eval_id": item.id, "category": item.category, "expected_answer": item.expected_answer}
+    if item.task:
+        meta |= {"task": item.task, "state": item.state}
+    return {
+        "trace_version": TRACE_VERSION,
+        "prompt": item.prompt,
+        "steps": [{"i": i, "type": kind, "content": step[:STEP_CHARACTERS]} for i, (kind, step) in enumerate(steps)],
+        "final_answer": scored.answer or NO_ANSWER,
+        "meta": meta,
+        "completion": text,
+        "score": scored.value,
+        "verdict": scored.verdict,
+        "num_tokens": len(completion.tokens),
+    }

@@ -1,0 +1,97 @@
+"""The figures of notebooks and report, in one house style: labelled, readable in greyscale, one message each."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+
+from lib.evaluation.compare import Comparison
+
+BEFORE, AFTER = "#8a94a6", "#1f5fbf"
+STYLE = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.axisbelow": True, "svg.hashsalt": "retrace", "svg.fonttype": "none",
+}  # fmt: skip
+
+
+def loss_figure(lines: list[dict[str, float]]) -> Figure:
+    """Loss and held-out loss by step (log scale), and the learning rate below."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        steps = [line["step"] for line in lines]
+        top.plot(steps, [line["loss"] for line in lines], color=AFTER, label="training examples")
+        held = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+        if held:
+            top.plot(
+                *zip(*held, strict=True), color="black", marker="o", markersize=4, linestyle="--", label="held out"
+            )
+        top.set_yscale("log")
+        top.set_ylabel("loss (nats a trained token)")
+        top.legend(frameon=False)
+        bottom.plot(steps, [line["learning_rate"] for line in lines], color=BEFORE)
+        bottom.set_ylabel("learning\nrate")
+        bottom.set_xlabel("optimizer step")
+        return figure
+
+
+def accuracy_figure(comparison: Comparison) -> Figure:
+    """Accuracy before and after, over all and by category, with intervals."""
+    rows = [("all items", comparison.before_summary, comparison.after_summary)]
+    rows += [(row.name, row.before, row.after) for row in comparison.categories if len(comparison.categories) > 1]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 0.9 + 0.55 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for shift, index, color, marker, label in [(0.14, 1, BEFORE, "o", "before"), (-0.14, 2, AFTER, "s", "after")]:
+            for place, row in enumerate(reversed(rows)):
+                side = row[index]
+                low, high = side.accuracy - side.interval.low, side.interval.high - side.accuracy
+                axes.errorbar(
+                    100 * side.accuracy, place + shift, xerr=[[100 * max(low, 0)], [100 * max(high, 0)]], fmt=marker,
+                    color=color, capsize=3, label=label if place == 0 else None,
+                )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [f"{name} (n = {before.n})" for name, before, _ in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel(f"accuracy (%), with {100 * (1 - comparison.rule.alpha):g} % interval")
+        figure.legend(loc="outside upper right", frameon=False, ncols=2)
+        return figure
+
+
+def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
+    """One horizontal bar a label, the first on top."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 0.8 + 0.3 * len(labels)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(list(labels), list(values), color=AFTER)
+        axes.invert_yaxis()
+        axes.set_xlabel(xlabel)
+        return figure
+
+
+def histogram(values: Sequence[float], xlabel: str, ylabel: str) -> Figure:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.hist(values, bins=30, color=AFTER)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        return figure
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display in a notebook, with a text for who cannot see it."""
+    out = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    display(Image(out.getvalue(), alt=alt))
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element; the same figure gives the same text."""
+    out = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]

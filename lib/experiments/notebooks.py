@@ -1,0 +1,129 @@
+"""A notebook executed headless and rendered: papermill runs it, nbconvert makes the page.
+
+    execute(Notebook("03_train"), run, {"config": "…", "run_dir": "…"})
+
+papermill by itself accepts unknown parameters with a warning and calls a notebook done whose kernel was
+killed or left; so parameters are checked before a kernel starts, and a notebook counts as done only when its
+last cell has said so.
+"""
+
+import ast
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+
+from lib.errors import RequestError, RetraceError
+from lib.experiments.run import Run
+from lib.files import atomic_write, repository_root, shown_path
+from lib.progress import VARIABLE, terminal
+
+# Page faults on the step's temporaries cost a third of the time of training on a CPU; huge pages spare most of them.
+# The C library reads this when a process starts, so it is set here, where the kernels are started.
+KERNEL_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+class Stage(NamedTuple):
+    """One execution of a notebook in a run: its name there, the notebook, and parameters beside config and run_dir."""
+
+    name: str
+    notebook: str
+    parameters: dict[str, Any]
+
+
+def execute(stage: Stage, run: Run) -> str:
+    """Run the notebook into the run folder, as notebook and as page. Returns its conclusion.
+
+    Raises RequestError for a parameter that the notebook does not have, RetraceError where it did not come to
+    its end; the notebook as far as it came, and its page, are kept in both cases.
+    """
+    source = repository_root() / "notebooks" / f"{stage.notebook}.ipynb"
+    parameters = {"config": str(run.path("config.yaml")), "run_dir": str(run.folder), **stage.parameters}
+    check_parameters(source, parameters)
+    run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
+    scratch = run.path(f".{stage.name}.ipynb")
+    error = None
+    try:
+        with _kernel_environment():
+            papermill.execute_notebook(
+                nbformat.read(source, as_version=4), _literal(scratch), parameters,
+                kernel_name="python3", progress_bar=False, cwd=str(source.parent), extra_arguments=["--log-level=ERROR"],
+            )  # fmt: skip
+    except papermill.PapermillExecutionError as failure:
+        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+    except RuntimeError as failure:  # a kernel that died, a time limit
+        error = str(failure).splitlines()[0]
+    finally:
+        _publish(scratch, run, stage.name)
+    conclusion = run.conclusion(stage.name)
+    if error or conclusion is None:
+        notebook = shown_path(run.path(f"{stage.name}.ipynb"))
+        reason = error or "the notebook ended before its last cell"
+        raise RetraceError(f"{stage.name}: {reason} (the notebook so far: {notebook})")
+    return conclusion
+
+
+def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
+    """Refuse a parameter that the notebook's parameters cell does not name, or whose type is another there."""
+    known = _declared(source)
+    for name, value in parameters.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise RequestError(f"{source.name}: {name!r}: no such parameter; {hint}")
+        if type(value) is not type(known[name]):
+            expected, got = type(known[name]).__name__, type(value).__name__
+            raise RequestError(f"{source.name}: {name}: expected {expected}, got {got}")
+
+
+def render(notebook: Path) -> str:
+    """The notebook as one page that runs no script and loads nothing."""
+    exporter = HTMLExporter(
+        template_name="notebook", extra_template_basedirs=[str(Path(__file__).parent / "templates")],
+        sanitize_html=True, exclude_input_prompt=True, exclude_output_prompt=True,
+    )  # fmt: skip
+    page, _ = exporter.from_filename(str(notebook))
+    return page
+
+
+def _declared(source: Path) -> dict[str, Any]:
+    """Parameter → default, of the one cell tagged `parameters`."""
+    cells = [
+        cell for cell in nbformat.read(source, as_version=4).cells if "parameters" in cell.metadata.get("tags", [])
+    ]
+    if len(cells) != 1:
+        raise RetraceError(f"{source}: {len(cells)} cells tagged parameters, expected one")
+    assignments = [node for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)]
+    return {target.id: ast.literal_eval(node.value) for node in assignments for target in node.targets}
+
+
+def _publish(scratch: Path, run: Run, name: str) -> None:
+    """The executed notebook under its final name, and its page; nothing where the kernel never started."""
+    if not scratch.is_file() or not scratch.stat().st_size:
+        return
+    os.replace(scratch, run.path(f"{name}.ipynb"))
+    atomic_write(run.path(f"{name}.html"), render(run.path(f"{name}.ipynb")))
+
+
+def _literal(path: Path) -> str:
+    """papermill formats paths as templates; this one means itself."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+@contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """What the kernels inherit, for as long as one is started; what the user set stands."""
+    before = dict(os.environ)
+    os.environ.update({**KERNEL_ENVIRONMENT, **before, VARIABLE: terminal()})
+    try:
+        yield
+    finally:
+        for name in (*KERNEL_ENVIRONMENT, VARIABLE):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})

@@ -1,0 +1,205 @@
+"""The delta report, as Markdown and as one self-contained page.
+
+    write_markdown(run.path("delta_report.md"), comparison)
+    write_page(run.path("report.html"), facts)
+
+Text from traces and models is never markup: fenced in Markdown by a fence longer than any in it, escaped in HTML
+by the template engine, and a Content-Security-Policy lets no script run and nothing load.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lib.config import Config
+from lib.data.renderer import CONTROL_TOKENS, Example, encode_example
+from lib.data.tokenizer import Tokenizer
+from lib.evaluation.compare import Comparison, ItemResult, Summary
+from lib.evaluation.statistics import Interval
+from lib.experiments.figures import accuracy_figure, loss_figure, svg
+from lib.files import atomic_write
+
+SHOWN = 10
+
+
+class TokenSpan(NamedTuple):
+    """One token of an example, for looking at: its text, whether it is trained on, whether it is a control token."""
+
+    text: str
+    trained: bool
+    control: bool
+
+
+class RunFacts(NamedTuple):
+    """What the page says of the run besides the comparison."""
+
+    run_name: str
+    run_id: str
+    created_at: str
+    config: Config
+    code: str
+    dataset: dict[str, Any]
+    example: Example
+    tokenizer: Tokenizer
+    metrics: list[dict[str, float]]
+    training: dict[str, Any]
+    fingerprint: dict[str, Any]
+    reproduce: str
+
+
+def token_spans(example: Example, tokenizer: Tokenizer) -> list[TokenSpan]:
+    """The tokens of a training item, in order, as a reader wants to see them."""
+    encoded = encode_example(example, tokenizer)
+    pieces = tokenizer.pieces(encoded.tokens)
+    return [
+        TokenSpan(piece.replace("▁", " "), trained, piece in CONTROL_TOKENS)
+        for piece, trained in zip(pieces, encoded.loss_mask, strict=True)
+    ]
+
+
+def tokens_html(example: Example, tokenizer: Tokenizer) -> str:
+    """The tokens of a training item as HTML for a notebook: trained ones highlighted, control tokens dark."""
+    return _templates().get_template("tokens.html.j2").render(spans=token_spans(example, tokenizer))
+
+
+def write_markdown(path: Path, comparison: Comparison) -> None:
+    atomic_write(path, markdown(comparison))
+
+
+def write_page(path: Path, comparison: Comparison, facts: RunFacts) -> None:
+    """The whole report as one HTML file that needs nothing from anywhere."""
+    spans = token_spans(facts.example, facts.tokenizer)
+    page = _templates().get_template("report.html.j2").render(
+        comparison=comparison, facts=facts, spans=spans, trained=sum(span.trained for span in spans), shown=SHOWN,
+        confidence=f"{100 * (1 - comparison.rule.alpha):g}",
+        accuracy_svg=Markup(svg(accuracy_figure(comparison))), loss_svg=Markup(svg(loss_figure(facts.metrics))),
+    )  # fmt: skip
+    atomic_write(path, page)
+
+
+def markdown(comparison: Comparison) -> str:
+    """The report as Markdown: verdict, counts, categories, steps, what was fixed and what broke."""
+    before, after, confidence = comparison.before, comparison.after, f"{100 * (1 - comparison.rule.alpha):g} %"
+    sections = [
+        "# Delta report",
+        f"**{_inline(comparison.verdict.sentence)}**",
+        f"Before: {_inline(before.model)}, weights `{before.weights_sha256[:12]}`. "
+        f"After: {_inline(after.model)}, weights `{after.weights_sha256[:12]}`. "
+        f"Eval set: {_inline(before.eval_set)}, {comparison.paired.n} items.",
+        f"Rule, set before the run: improved or regressed where the exact McNemar test gives p < "
+        f"{comparison.rule.alpha:g} and accuracy changes by at least {100 * comparison.rule.min_effect:g} points; "
+        "otherwise no detectable change. Accuracy is correct items over all items; an item without a readable "
+        "answer, or cut off by the token limit, is not correct and is counted apart.",
+        "## Counts",
+        _table(
+            ["", "before", "after"],
+            [
+                ["items", before_n := comparison.before_summary.n, before_n],
+                [f"accuracy ({confidence} interval)", *map(_accuracy, _sides(comparison))],
+                *[
+                    [name, *(side.counts[name] for side in _sides(comparison))]
+                    for name in comparison.before_summary.counts
+                ],
+                [f"all steps true ({confidence} interval)", *map(_sound, _sides(comparison))],
+                ["right answer, wrong reasoning", *map(_unsound, _sides(comparison))],
+            ],
+        ),
+        f"Paired difference: {percent(comparison.paired.difference, signed=True)} "
+        f"({confidence} interval {percent(comparison.paired.low, signed=True)} to "
+        f"{percent(comparison.paired.high, signed=True)}); {comparison.paired.fixed} fixed, "
+        f"{comparison.paired.broken} broken; exact McNemar p = {comparison.paired.p_value:.3g}.",
+        "## By category",
+        _table(
+            ["category", "n", "before", "after"],
+            [[_inline(c.name), c.before.n, _accuracy(c.before), _accuracy(c.after)] for c in comparison.categories],
+        ),
+        _step_errors(comparison),
+        *_pairs("Broken: correct before, not after", comparison.broken),
+        *_pairs("Fixed: correct after, not before", comparison.fixed),
+        *_unsound_items(comparison.unsound),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def percent(share: float, signed: bool = False) -> str:
+    return f"{100 * share:+.1f} points" if signed else f"{100 * share:.1f} %"
+
+
+def interval(found: Interval | None) -> str:
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f}" if found else ""
+
+
+def _sides(comparison: Comparison) -> tuple[Summary, Summary]:
+    return comparison.before_summary, comparison.after_summary
+
+
+def _accuracy(side: Summary) -> str:
+    return f"{percent(side.accuracy)} ({interval(side.interval)})"
+
+
+def _sound(side: Summary) -> str:
+    return f"{side.sound} of {side.checked} ({interval(side.sound_interval)})" if side.checked else "not checkable"
+
+
+def _unsound(side: Summary) -> str:
+    return str(side.right_answer_wrong_reasoning) if side.checked else "not checkable"
+
+
+def _step_errors(comparison: Comparison) -> str:
+    if not comparison.after_summary.checked:
+        return ""
+    if not comparison.step_errors:
+        return "## Reasoning steps\n\nEvery step of every completion after training is true."
+    rows = sorted(comparison.step_errors.items(), key=lambda row: -row[1])
+    return "## Reasoning steps that were wrong after training\n\n" + _table(["step", "times"], rows)
+
+
+def _pairs(title: str, pairs: list[tuple[ItemResult, ItemResult]]) -> list[str]:
+    sections = [f"## {title} ({len(pairs)})"]
+    for before, after in pairs[:SHOWN]:
+        sections += [f"### {_inline(before.id)}", f"Expected: {_inline(before.expected)}", _fenced(before.prompt)]
+        sections += [f"Before ({before.verdict}):", _fenced(before.completion)]
+        sections += [f"After ({after.verdict}):", _fenced(after.completion)]
+    return [*sections, *_rest([after for _, after in pairs])]
+
+
+def _unsound_items(items: list[ItemResult]) -> list[str]:
+    if not items:
+        return []
+    sections = [f"## Right answer, wrong reasoning ({len(items)})"]
+    for item in items[:SHOWN]:
+        sections += [f"### {_inline(item.id)}", f"First wrong: {_inline(item.first_error)}", _fenced(item.completion)]
+    return [*sections, *_rest(items)]
+
+
+def _rest(items: list[ItemResult]) -> list[str]:
+    more = len(items) - SHOWN
+    return [f"And {more} more, whole in the evaluation outputs beside this report."] if more > 0 else []
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _fenced(text: str) -> str:
+    """The text as a code block that it cannot leave, nor hide anything in."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _inline(text: str) -> str:
+    """The text within a line of Markdown, with nothing in it that means something there."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", " ".join(text.split()))
+
+
+def _templates() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {"percent": percent, "interval": interval}
+    return templates

@@ -1,0 +1,209 @@
+"""The stages of a run, each made once: called again, a stage finds what it made and returns it.
+
+    traces → dataset → evaluation before → training → evaluation after → comparison
+
+The notebooks, the pipeline and the command line all call these, so a step done alone is the same step.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lib.config import Config
+from lib.data.dataset import Dataset, build_dataset, dataset_key, load_dataset
+from lib.data.export import export_lines, read_examples
+from lib.data.renderer import Example
+from lib.data.store import Added, Store
+from lib.data.tokenizer import load_tokenizer
+from lib.errors import RequestError
+from lib.evaluation.compare import Comparison, Results, compare, figures, read_results
+from lib.evaluation.evalsets import EvalSet, load_eval_set
+from lib.experiments.manifest import git_state
+from lib.experiments.report import RunFacts, write_markdown, write_page
+from lib.experiments.run import Run
+from lib.files import atomic_open, home, repository_root, shown_path, write_json
+from lib.tasks import TASKS, group_keys
+from lib.trace import Trace
+
+EXPORT = "train.tunix_sft.jsonl"
+OUTPUTS = {"before": "eval_before.jsonl", "after": "eval_after.jsonl"}
+
+
+def store() -> Store:
+    """The trace store of this home."""
+    return Store(home() / "store")
+
+
+def datasets() -> Path:
+    return home() / "datasets"
+
+
+def make_traces(config: Config) -> Added:
+    """Play the episodes that the configuration asks for, and keep their traces; those kept already add nothing."""
+    if not config.traces.game:
+        return Added(0, 0)
+    game = TASKS[config.traces.game]
+    return store().add(game.generate(config.traces.count, config.traces.seed))
+
+
+class Verification(NamedTuple):
+    """How many traces an engine could check, how many are true in every step, and what is wrong with the others."""
+
+    checked: int
+    true: int
+    unknown: int
+    problems: list[str]
+
+
+def verify_traces(traces: Iterable[Trace]) -> Verification:
+    """Compare each step of each trace of a known game with the engine; `unknown` counts the other traces."""
+    checked, unknown, problems = 0, 0, []
+    for trace in traces:
+        game = TASKS.get(str(trace.meta.get("game", "")))
+        if game is None:
+            unknown += 1
+            continue
+        checked += 1
+        if reason := game.verify(trace):
+            problems.append(f"trace {trace.id}: {reason}")
+    return Verification(checked, checked - len(problems), unknown, problems)
+
+
+def make_dataset(config: Config) -> Dataset:
+    """The dataset of the configuration, after its traces, without any question of an eval set."""
+    make_traces(config)
+    return build_dataset(store(), config.dataset, reserved_questions(), datasets())
+
+
+def reserved_questions() -> dict[str, str]:
+    """Group key → eval set, of every question of every eval set: none of them is ever trained on."""
+    folder = repository_root() / "evalsets"
+    return {
+        key: eval_set.name
+        for eval_set in map(load_eval_set, sorted(folder.glob("*.jsonl")))
+        for item in eval_set.items
+        for key in group_keys(item.prompt, item.task, item.state)
+    }
+
+
+def training_file(run: Run) -> Path:
+    """The dataset as the file that training reads, in the recipe of the configuration."""
+    file = run.path(EXPORT)
+    if not file.is_file():
+        traces = make_dataset(run.config).traces
+        with atomic_open(file) as out:
+            out.writelines(export_lines(traces, "tunix_sft", run.config.recipe, run.config.system_instruction))
+    return file
+
+
+def training_examples(run: Run) -> list[Example]:
+    """What the run trains on, read back from that file."""
+    return read_examples(training_file(run), run.config.recipe, run.config.system_instruction)
+
+
+def train_model(run: Run, on_metrics: Callable[[dict], None] = lambda line: None) -> Any:
+    """Train on the run's dataset; goes on where an interrupted training stopped. Returns a TrainingResult."""
+    from lib.training.loop import train
+
+    examples = training_examples(run)
+    return train(model_before(run.config), examples, run.config, run.folder, on_metrics)
+
+
+def model_before(config: Config) -> Any:
+    """The base model of the configuration. Raises RequestError where its weights, or its dataset, are missing."""
+    from lib.model.weights import base_model
+
+    return base_model(config.model.name, config.training.seed, tokenizer_file(config))
+
+
+def tokenizer_file(config: Config) -> Path:
+    """The `tokenizer.json` of the model: its release's, or, of one made from scratch, its dataset's."""
+    from lib.model.weights import find_released, is_from_scratch
+
+    if not is_from_scratch(config.model.name):
+        return find_released(config.model.name) / "tokenizer.json"
+    return load_dataset(datasets(), dataset_key(config.dataset)).tokenizer_file
+
+
+def evaluate_model(run: Run, model: str) -> Results:
+    """Answers of the model `before` or `after` to the eval set; made, where they must be, after what they need."""
+    from lib.evaluation.evaluate import answer_eval_set, write_results
+    from lib.model.weights import load_model
+
+    if model not in OUTPUTS:
+        raise RequestError(f"model: expected before or after, got {model!r}")
+    file = run.path(OUTPUTS[model])
+    if not file.is_file():
+        training_file(run)
+        if model == "after":
+            train_model(run)
+        answering = model_before(run.config) if model == "before" else load_model(run.path("checkpoint-final"))
+        label = f"{answering.name} ({'base' if model == 'before' else 'tuned'})"
+        records = answer_eval_set(
+            answering, find_eval_set(run.config.evaluation.eval_set), run.config.evaluation, label,
+            run.config.system_instruction,
+        )  # fmt: skip
+        write_results(file, records)
+    return read_results(file)
+
+
+def find_eval_set(name: str) -> EvalSet:
+    """An eval set by its path, or by its name in evalsets/. Raises RequestError."""
+    folder = repository_root() / "evalsets"
+    for candidate in (Path(name), repository_root() / name, folder / f"{name}.jsonl"):
+        if candidate.is_file():
+            return load_eval_set(candidate)
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl")))
+    raise RequestError(f"eval set {name}: no such file, and evalsets/ holds {known}")
+
+
+def compare_models(run: Run) -> Comparison:
+    """Before against after, by the rule that the configuration stated beforehand."""
+    return compare(evaluate_model(run, "before"), evaluate_model(run, "after"), run.config.evaluation.verdict)
+
+
+def training_record(run: Run) -> dict[str, Any]:
+    """What training left in the checkpoint: `training`, `weights_sha256`, `fingerprint`. Raises RequestError."""
+    file = run.path("checkpoint-final", "model.json")
+    if not file.is_file():
+        raise RequestError(f"{run.folder}: not trained yet (no checkpoint-final); run the notebook 03_train first")
+    return json.loads(file.read_bytes())
+
+
+def metrics(run: Run) -> list[dict[str, float]]:
+    """The logged lines of training."""
+    return [json.loads(line) for line in run.path("metrics.jsonl").read_text().splitlines()]
+
+
+def write_report(run: Run) -> Comparison:
+    """`delta_report.md`, `comparison.json` and `report.html` of a run whose models are evaluated."""
+    comparison = compare_models(run)
+    record = training_record(run)
+    dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
+    code = git_state()
+    facts = RunFacts(
+        run_name=run.name,
+        run_id=run.state["run_id"],
+        created_at=run.state["created_at"],
+        config=run.config,
+        code=f"git commit {code['git_sha']}{' with local changes' if code['patch'] else ''}"
+        if code["git_sha"]
+        else "no git",
+        dataset=dataset.manifest,
+        example=training_examples(run)[0],
+        tokenizer=load_tokenizer(run.path("checkpoint-final", "tokenizer.json")),
+        metrics=metrics(run),
+        training=record["training"] | {"weights_sha256": record["weights_sha256"]},
+        fingerprint=record["fingerprint"],
+        reproduce=reproduce_command(run),
+    )
+    write_markdown(run.path("delta_report.md"), comparison)
+    write_json(run.path("comparison.json"), figures(comparison))
+    write_page(run.path("report.html"), comparison, facts)
+    return comparison
+
+
+def reproduce_command(run: Run) -> str:
+    """The same run again, from the resolved configuration that it kept."""
+    return f"python -m lib run {shown_path(run.path('config.yaml'))}"

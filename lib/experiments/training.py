@@ -1,0 +1,105 @@
+"""Training on a file, outside a run: what `python -m lib train` does, and the dry run that checks all but the training."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lib.config import Config
+from lib.data.dataset import dataset_tokenizer
+from lib.data.export import read_examples
+from lib.data.renderer import Example
+from lib.data.tokenizer import Tokenizer, load_tokenizer
+from lib.data.validation import describe_too_long, validate_examples
+from lib.errors import RequestError
+from lib.experiments.manifest import hash_files, save_patch, write_manifest
+from lib.files import sha256_file, shown_path
+from lib.trace import utc_now
+
+
+def tokenizer_beside(data: Path, examples: list[Example]) -> tuple[Tokenizer, str]:
+    """The small tokenizer of a training file, and where it is from: `tokenizer.json` beside it, or learned from it.
+
+    A file that is a whole dataset gives the tokenizer that the dataset keeps, as both learn from the same text.
+    """
+    beside = data.parent / "tokenizer.json"
+    if beside.is_file():
+        return load_tokenizer(beside), "by tokenizer.json beside the file"
+    return dataset_tokenizer(examples), "by a tokenizer learned from the file"
+
+
+def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable[[dict], None]) -> Any:
+    """Fine-tune on a training file into `output`, with a manifest at the end. Returns the TrainingResult.
+
+    Raises RequestError for what is wrong with the request, RetraceError where training fails.
+    """
+    from lib.model.weights import base_model, is_from_scratch
+    from lib.training.fingerprint import fingerprint
+    from lib.training.loop import train
+
+    examples = read_examples(data, config.recipe, config.system_instruction)
+    tokenizer_file = output / "tokenizer.json"
+    if is_from_scratch(config.model.name):
+        tokenizer_beside(data, examples)[0].save(tokenizer_file)
+    model = base_model(config.model.name, config.training.seed, tokenizer_file)
+    save_patch(output)
+    result = train(model, examples, config, output, on_metrics)
+    metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
+    _write_manifest(config, data, output, "done", metrics, {"train": result.seconds}, fingerprint())
+    return result
+
+
+def check_training(config: Config, data: Path, output: Path) -> list[str]:
+    """Everything that can be told before training, as lines to print; the manifest says `dry_run` and no figure.
+
+    Raises RequestError where training would be refused.
+    """
+    from lib.model.gemma import parameter_count
+    from lib.model.weights import find_released, is_from_scratch, model_config
+    from lib.training.fingerprint import fingerprint
+
+    if (output / "run_manifest.json").is_file() or (output / "checkpoint-final").exists():
+        raise RequestError(f"{output}: holds a run already; give another --output")
+    examples = read_examples(data, config.recipe, config.system_instruction)
+    training = config.training
+    batch = training.per_device_batch_size * training.grad_accum_steps
+    lines = [
+        f"dry run: nothing is trained, and {shown_path(output)}/run_manifest.json says so",
+        f"data: {len(examples)} examples; {training.num_steps} steps of {batch} are {training.num_steps * batch / len(examples):.1f} epochs",
+    ]
+    try:
+        if is_from_scratch(config.model.name):
+            tokenizer, _ = tokenizer_beside(data, examples)
+        else:
+            tokenizer = load_tokenizer(find_released(config.model.name) / "tokenizer.json")
+    except RequestError as missing:
+        lines.append(f"not checked: weights, and lengths in tokens; {missing}")
+    else:
+        found = validate_examples(examples, tokenizer, config.model.max_length)
+        if found.too_long:
+            raise RequestError(describe_too_long(found.too_long, found.checked, found.max_length))
+        lines.append(
+            f"tokens: {found.shortest} to {found.longest} an example, {found.trained_tokens} of {found.tokens} trained on"
+        )
+        lines.append(
+            f"model: {config.model.name}, {parameter_count(model_config(config.model.name, tokenizer)):,} parameters"
+        )
+    _write_manifest(config, data, output, "dry_run", {}, {}, fingerprint())
+    return lines
+
+
+def _write_manifest(
+    config: Config, data: Path, output: Path, status: str, metrics: dict, wall_s: dict, fingerprint: dict[str, Any]
+) -> None:
+    now = utc_now()
+    write_manifest(
+        output,
+        config,
+        status,
+        identity={"run_id": str(uuid.uuid4()), "created_at": now},
+        inputs={"data": {"file": data.name, "sha256": sha256_file(data)}},
+        artifacts=hash_files(output),
+        metrics=metrics,
+        wall_s=wall_s,
+        fingerprint=fingerprint,
+    )

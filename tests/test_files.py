@@ -1,0 +1,131 @@
+"""Files are replaced whole or not at all, and names never leave their folder."""
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.errors import RequestError
+from lib.files import (
+    atomic_open,
+    atomic_write,
+    child,
+    repository_root,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
+from lib.files import home as home_folder
+
+
+def test_a_write_replaces_the_whole_content_and_leaves_nothing_else(tmp_path: Path):
+    path = tmp_path / "new" / "folder" / "file"
+    for content in ("a longer text\n", "é", b"\x00\xff", ""):
+        atomic_write(path, content)
+        assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("interruption", [ValueError, KeyboardInterrupt, SystemExit])
+def test_f23_an_interrupted_write_leaves_the_old_content_alone(tmp_path: Path, interruption: type[BaseException]):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(interruption), atomic_open(path) as file:
+        file.write(b"new")
+        raise interruption
+    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import lib.files
+setattr(os, sys.argv[2], lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+lib.files.atomic_write(Path(sys.argv[1]), "new" * 10_000)
+"""
+
+
+@pytest.mark.parametrize("moment", ["fdopen", "fsync", "chmod", "replace"])
+def test_f23_killed_at_any_moment_of_a_write_the_old_content_stays(tmp_path: Path, moment: str):
+    path = tmp_path / "file"
+    path.write_text("old")
+    command = [sys.executable, "-c", KILLED, str(path), moment]
+    assert subprocess.run(command, cwd=repository_root()).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    atomic_write(path, "newer")
+    assert path.read_text() == "newer"
+
+
+def test_a_written_file_has_the_permissions_that_the_user_gives_new_files(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_name_as_long_as_a_file_system_takes_is_written(tmp_path: Path):
+    for name in ("x" * 255, "é" * 127):
+        atomic_write(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+
+
+def test_json_is_readable_utf8_in_the_order_given_and_holds_no_nan(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"b": "é", "a": [1.5, None]})
+    assert (tmp_path / "a.json").read_text() == '{\n "b": "é",\n "a": [\n  1.5,\n  null\n ]\n}\n'
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"b": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_bytes())["b"] == "é"
+
+
+def test_hashes_are_sha256(tmp_path: Path):
+    content = bytes(range(256)) * 5_000
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_file(tmp_path / "file") == sha256_bytes(content) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "..",
+        ".",
+        "",
+        ".hidden",
+        "-x",
+        "/etc",
+        "a/b",
+        "a\\b",
+        "{x}",
+        "a b",
+        "x\n",
+        "a\0b",
+        "é",
+        "x" * 101,
+        "x" * 300,
+    ],
+)
+def test_f39_a_hostile_name_becomes_no_path(tmp_path: Path, name: str):
+    for names in ((name,), ("datasets", name)):
+        with pytest.raises(RequestError, match="cannot become a file name") as caught:
+            child(tmp_path, *names)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+def test_ordinary_names_become_paths_inside_the_folder(tmp_path: Path):
+    for name in ("quickstart-v1", "20251221_100000_quick.start", "a+b", "x" * 100, "1..2"):
+        assert child(tmp_path, "datasets", name) == tmp_path / "datasets" / name
+
+
+def test_everything_produced_is_kept_where_retrace_home_says(home: Path, monkeypatch: pytest.MonkeyPatch):
+    assert home_folder() == home
+    for value in ("", None):
+        monkeypatch.setenv("RETRACE_HOME", value) if value is not None else monkeypatch.delenv("RETRACE_HOME")
+        assert home_folder() == repository_root() / "runs"
