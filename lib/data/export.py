@@ -86,7 +86,7 @@ def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: 
     for number, line in _lines(path):
         try:
             examples.append(_example(json.loads(line), recipe, system_instruction))
-        except (ValueError, KeyError, TypeError, RequestError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, RequestError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
             problems.append(f"{path}:{number}: {reason}")
     if problems:
@@ -128,6 +128,7 @@ def _example(record: Any, recipe: str, system_instruction: str) -> Example:
     else:
         example = Example(name, *_turns(record["messages"]))
     refuse_control_tokens(f"example {name}", example.prompt, example.response)
+    _check_unicode(example)
     _check_rendering(example, recipe, system_instruction)
     return example
 
@@ -149,6 +150,14 @@ def _check_rendering(example: Example, recipe: str, system_instruction: str) -> 
         raise ValueError("rendered with its reasoning, but the recipe is answer_sft_v1; export with that recipe")
     if system_instruction and not example.prompt.startswith(system_instruction):
         raise ValueError("rendered without the config's system_instruction; export with that instruction")
+
+
+def _check_unicode(example: Example) -> None:
+    for name, text in zip(Example._fields, example, strict=True):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name}: holds a lone surrogate, which is no character") from None
 
 
 def _text(record: dict[str, Any], field: str) -> str:

@@ -71,11 +71,14 @@ def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
         return figure
 
 
-def histogram(values: Sequence[float], xlabel: str, ylabel: str) -> Figure:
+def histogram(values: Sequence[int], xlabel: str, ylabel: str) -> Figure:
+    """How often each length or count occurs."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.4), layout="constrained")
         axes = figure.subplots()
-        axes.hist(values, bins=30, color=AFTER)
+        width = max(1, -(-(max(values) - min(values)) // 30))
+        axes.hist(values, bins=[edge - 0.5 for edge in range(min(values), max(values) + width + 1, width)], color=AFTER)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         return figure

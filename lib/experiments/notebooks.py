@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bleach
 import nbformat
 import papermill
+from bleach.css_sanitizer import CSSSanitizer
 from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
@@ -27,6 +29,13 @@ from lib.progress import VARIABLE, terminal
 # Page faults on the step's temporaries cost a third of the time of training on a CPU; huge pages spare most of them.
 # The C library reads this when a process starts, so it is set here, where the kernels are started.
 KERNEL_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+# What the rendered page may hold of Markdown and HTML in a notebook; anything else is shown as text.
+TAGS = """a b blockquote br code dd details div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre small span strong sub
+summary sup table tbody td th thead tr ul""".split()
+ATTRIBUTES = {"*": ["class", "id", "style"], "a": ["href", "title"]}
+STYLES = """background-color border color font-family font-size line-height padding text-align vertical-align
+white-space""".split()
 
 
 class Stage(NamedTuple):
@@ -83,13 +92,22 @@ def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
 
 
 def render(notebook: Path) -> str:
-    """The notebook as one page that runs no script and loads nothing."""
+    """The notebook as one page that runs no script, loads nothing, and keeps only plain markup of its outputs."""
     exporter = HTMLExporter(
-        template_name="notebook", extra_template_basedirs=[str(Path(__file__).parent / "templates")],
-        sanitize_html=True, exclude_input_prompt=True, exclude_output_prompt=True,
-    )  # fmt: skip
+        template_name="notebook",
+        extra_template_basedirs=[str(Path(__file__).parent / "templates")],
+        sanitize_html=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        filters={"clean_html": _plain_markup},
+    )
     page, _ = exporter.from_filename(str(notebook))
     return page
+
+
+def _plain_markup(html: str) -> str:
+    styles = CSSSanitizer(allowed_css_properties=STYLES)
+    return bleach.clean(html, tags=TAGS, attributes=ATTRIBUTES, css_sanitizer=styles)
 
 
 def _declared(source: Path) -> dict[str, Any]:

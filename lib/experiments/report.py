@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from IPython.display import HTML
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -60,9 +61,14 @@ def token_spans(example: Example, tokenizer: Tokenizer) -> list[TokenSpan]:
     ]
 
 
-def tokens_html(example: Example, tokenizer: Tokenizer) -> str:
-    """The tokens of a training item as HTML for a notebook: trained ones highlighted, control tokens dark."""
-    return _templates().get_template("tokens.html.j2").render(spans=token_spans(example, tokenizer))
+def show_tokens(example: Example, tokenizer: Tokenizer) -> HTML:
+    """The tokens of a training item, for a notebook: trained ones highlighted, control tokens dark."""
+    return HTML(_templates().get_template("tokens.html.j2").render(spans=token_spans(example, tokenizer)))
+
+
+def show_table(rows: list[dict[str, Any]]) -> HTML:
+    """Rows with the same keys as a table, for a notebook."""
+    return HTML(_templates().get_template("table.html.j2").render(rows=rows))
 
 
 def write_markdown(path: Path, comparison: Comparison) -> None:

@@ -154,10 +154,11 @@ def state_of(episode: Deal) -> dict[str, str]:
 
 def deal_of(state: dict[str, str]) -> Deal:
     """The deal of a state. Raises ValueError where it is not one of this game."""
-    codes = [state.get("my_card"), state.get("opponent_card")] if isinstance(state, dict) else []
-    if len(state) != 2 or not all(code in _CARDS for code in codes) or codes[0] == codes[1]:
+    codes = [state.get(name) if isinstance(state, dict) else None for name in ("my_card", "opponent_card")]
+    known = all(isinstance(code, str) and code in _CARDS for code in codes)
+    if not known or len(state) != 2 or codes[0] == codes[1]:
         raise ValueError(
-            f"expected two different cards such as {{'my_card': 'QS', 'opponent_card': '7H'}}, got {state}"
+            f"expected two different cards such as {{'my_card': 'QS', 'opponent_card': '7H'}}, got {str(state)[:80]}"
         )
     return Deal(_CARDS[codes[0]], _CARDS[codes[1]])
 
