@@ -6,6 +6,7 @@ The notebooks, the pipeline and the command line all call these, so a step done 
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from lib.evaluation.evalsets import EvalSet, load_eval_set
 from lib.experiments.manifest import git_state
 from lib.experiments.report import RunFacts, write_markdown, write_page
 from lib.experiments.run import Run
-from lib.files import atomic_open, home, repository_root, shown_path, write_json
+from lib.files import atomic_open, home, repository_root, write_json
 from lib.tasks import TASKS, group_keys
 from lib.trace import Trace
 
@@ -205,5 +206,7 @@ def write_report(run: Run) -> Comparison:
 
 
 def reproduce_command(run: Run) -> str:
-    """The same run again, from the resolved configuration that it kept."""
-    return f"python -m lib run {shown_path(run.path('config.yaml'))}"
+    """The same run again, from the resolved configuration that it kept; to be given in the repository."""
+    root, file = repository_root(), run.path("config.yaml").resolve()
+    python = ".venv/bin/python" if Path(sys.prefix) == root / ".venv" else "python"
+    return f"{python} -m lib run {file.relative_to(root) if file.is_relative_to(root) else file}"

@@ -10,6 +10,7 @@ tokenizer.json) of the first Gemma generation, named by its path or its hub name
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,8 +109,9 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 def find_released(name: str) -> Path:
     """The folder of a released model on this machine. Raises RequestError: where it looked, what would fetch it."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    with suppress(OSError, RuntimeError):  # a name too long for a folder, or the home of nobody
+        if Path(name).expanduser().is_dir():
+            return Path(name).expanduser()
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -135,6 +137,8 @@ def _released_config(name: str, folder: Path) -> GemmaConfig:
         found = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise RequestError(f"model {name}: {folder}/config.json is not readable ({error})") from None
+    if not isinstance(found, dict):
+        raise RequestError(f"model {name}: {folder}/config.json is not readable (expected an object)")
     if found.get("model_type") != "gemma":
         raise RequestError(
             f"model {name}: model_type {found.get('model_type')!r} is not read yet, only 'gemma' (the first generation)"
@@ -144,6 +148,8 @@ def _released_config(name: str, folder: Path) -> GemmaConfig:
         "hidden_dim": "intermediate_size", "num_heads": "num_attention_heads",
         "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim",
     }  # fmt: skip
+    if missing := [theirs for theirs in fields.values() if not isinstance(found.get(theirs), int)]:
+        raise RequestError(f"model {name}: {folder}/config.json: expected a whole number as {missing[0]}")
     return GemmaConfig(**{ours: found[theirs] for ours, theirs in fields.items()})
 
 
@@ -161,7 +167,8 @@ def _released_params(folder: Path, config: GemmaConfig, shapes: dict[str, Any]) 
         with safe_open(tensors[name], framework="flax") as file:
             array = np.asarray(file.get_tensor(name).astype(jnp.float32))
         array = array.T if transpose else array
-        if array.size != np.prod(shape):
+        one_side_fits = array.shape[:1] == shape[:1] or array.shape[-1:] == shape[-1:]
+        if array.size != np.prod(shape) or not one_side_fits:
             raise RequestError(f"{folder}: tensor {name} has shape {array.shape}, expected to fill {shape}")
         return jnp.asarray(array.reshape(shape))
 

@@ -146,7 +146,8 @@ def _run(
         for step in range(start + 1, config.num_steps + 1):
             batch = _batch(tuned_on, length, config, step - 1)
             state, metrics = train_step(state, batch)
-            _refuse_not_finite(step, metrics, schedule, output)
+            found = {"loss": float(metrics.loss), "gradient norm": float(metrics.grad_norm)}
+            _refuse_not_finite(step, found, schedule, output)
             seen += int(batch.valid.sum())
             last = step == config.num_steps
             evaluates = held_out and (last or step % config.eval_every == 0)
@@ -154,14 +155,16 @@ def _run(
                 line = _line(step, metrics, schedule, seen / (time.perf_counter() - clock))
                 if evaluates:
                     line["held_out_loss"] = held_out_loss(state.params)
+                    _refuse_not_finite(step, {"held-out loss": line["held_out_loss"]}, schedule, output)
                 _append(output / "metrics.jsonl", line)
                 lines.append(line)
                 on_metrics(line)
                 bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
                 clock, seen = time.perf_counter(), 0
             if not last and step % config.checkpoint_every == 0:
+                paused = time.perf_counter()
                 save_checkpoint(output / "checkpoints", state)
-                clock = time.perf_counter()
+                clock += time.perf_counter() - paused
             bar.update()
     return state, start, lines
 
@@ -204,15 +207,15 @@ def _line(step: int, metrics: StepMetrics, schedule: optax.Schedule, tokens_per_
     }
 
 
-def _refuse_not_finite(step: int, metrics: StepMetrics, schedule: optax.Schedule, output: Path) -> None:
-    loss, norm = float(metrics.loss), float(metrics.grad_norm)
-    if math.isfinite(loss) and math.isfinite(norm):
+def _refuse_not_finite(step: int, found: dict[str, float], schedule: optax.Schedule, output: Path) -> None:
+    """Stop where a loss is no number; the weights that gave it are those after step - 1, so that one is no good."""
+    if all(math.isfinite(value) for value in found.values()):
         return
-    kept = saved_steps(output / "checkpoints")
+    good = [saved for saved in saved_steps(output / "checkpoints") if saved < step - 1]
     raise RetraceError(
-        f"training stopped at step {step}: the loss is {loss}, the gradient norm {norm}, at learning rate "
-        f"{float(schedule(step - 1)):g}. "
-        + (f"The checkpoint of step {kept[-1]} is good. " if kept else "No checkpoint was written before it. ")
+        f"training stopped at step {step}: {', '.join(f'{name} {value}' for name, value in found.items())}, at "
+        f"learning rate {float(schedule(step - 1)):g}. "
+        + (f"The checkpoint of step {good[-1]} is good. " if good else "No good checkpoint was written before it. ")
         + "Lower training.learning_rate or raise training.warmup_steps"
     )
 
@@ -256,8 +259,8 @@ def _metrics_until(path: Path, step: int) -> list[Metrics]:
     """The logged lines up to a step; later ones, of steps that will be done again, are dropped from the file."""
     lines = list(_complete_lines(path))
     kept = [line for line in lines if line["step"] <= step]
-    if kept != lines or not kept:
-        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+    # Always, as a last line that was cut by a kill is no line, and the next would be written behind it.
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
 
