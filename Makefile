@@ -22,7 +22,7 @@ quickstart: $(READY)
 
 test: $(READY) lint
 	@$(BIN)/python -m pytest
-	@$(BIN)/python -m pytest --nbval-lax notebooks
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 lint: $(READY)
 	@$(BIN)/ruff check .

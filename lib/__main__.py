@@ -103,7 +103,9 @@ def dataset_build(arguments: argparse.Namespace) -> None:
 
     if arguments.request:
         given = [
-            flag for flag in ("name", "version", "filter", "limit", "strategy", "seed") if getattr(arguments, flag)
+            flag
+            for flag in ("name", "version", "filter", "limit", "strategy", "seed")
+            if getattr(arguments, flag) not in (None, [])
         ]
         if given:
             raise RequestError(f"--request holds the whole request; leave out --{given[0]}")
@@ -160,10 +162,10 @@ def dataset_validate(arguments: argparse.Namespace) -> None:
 
 
 def dataset_list(arguments: argparse.Namespace) -> None:
-    from lib.data.dataset import list_datasets
+    from lib.data.dataset import list_datasets, read_manifest
     from lib.experiments.stages import datasets
 
-    manifests = [json.loads((datasets() / key / "manifest.json").read_bytes()) for key in list_datasets(datasets())]
+    manifests = [read_manifest(datasets(), key) for key in list_datasets(datasets())]
     if arguments.json:
         print(json.dumps([{name: value for name, value in m.items() if name != "trace_ids"} for m in manifests]))
         return
@@ -198,6 +200,8 @@ def eval_generate(arguments: argparse.Namespace) -> None:
 
     eval_set = find_eval_set(str(arguments.eval_set))
     config = load_config(arguments.config, arguments.set) if arguments.config else None
+    if config is None and arguments.set:
+        raise RequestError("--set: changes a configuration; give --config too")
     if arguments.model == "base":
         if config is None:
             raise RequestError("--model base: give --config, which names the model")
@@ -510,7 +514,8 @@ def _metrics(line: dict[str, float]) -> str:
 
 
 def _short(text: str, width: int) -> str:
-    text = " ".join(text.split())
+    """One line of at most `width` characters, none of which a terminal would obey."""
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

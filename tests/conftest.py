@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Importing lib first fixes NPROC before any test imports jax.
-from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig
+from lib.config import DatasetConfig
 from lib.data.dataset import Dataset, build_dataset, is_held_out
 from lib.data.renderer import Example, render_example
 from lib.data.store import Store
@@ -16,6 +17,7 @@ from lib.tasks import high_card_duel
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where everything a test produces is kept; no test ever touches runs/."""
     monkeypatch.setenv("RETRACE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RETRACE_PROGRESS", "")
     return tmp_path / "home"
 
 
@@ -39,22 +41,37 @@ def examples(dataset: Dataset) -> list[Example]:
 
 
 @pytest.fixture(scope="session")
-def small_model(dataset: Dataset):
-    """A Gemma with every part of the real one and 16 numbers a token, fresh weights of seed 0."""
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The same program is compiled by XLA once for all tests: compiling is nearly all of the time that they take."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def small_model(dataset: Dataset, compiled_once: None):
+    """A Gemma with every part of the real one, one layer and 16 numbers a token; drawn by numpy, in no time."""
+    return _toy_model(dataset, num_layers=1)
+
+
+@pytest.fixture(scope="session")
+def two_layer_model(dataset: Dataset):
+    return _toy_model(dataset, num_layers=2)
+
+
+def _toy_model(dataset: Dataset, num_layers: int):
+    import jax
+    import jax.numpy as jnp
     from flax import nnx
 
     from lib.data.tokenizer import load_tokenizer
     from lib.model.gemma import Gemma, GemmaConfig
     from lib.model.weights import Model
 
-    tokenizer = load_tokenizer(dataset.tokenizer_file)
-    config = GemmaConfig(tokenizer.vocab_size, 2, embed_dim=16, hidden_dim=24, num_heads=4, num_kv_heads=2, head_dim=8)
-    graph, state = nnx.split(Gemma(config, nnx.Rngs(0)))
-    return Model("toy", config, graph, nnx.to_pure_dict(state), tokenizer)
-
-
-def toy_config(**training: float) -> Config:
-    """A configuration whose training section is the given one."""
-    return Config(
-        "toy", DatasetConfig("toy", "v1"), model=ModelConfig(max_length=80), training=TrainingConfig(**training)
-    )
+    tokenizer, source = load_tokenizer(dataset.tokenizer_file), np.random.default_rng(0)
+    config = GemmaConfig(tokenizer.vocab_size, num_layers, 16, hidden_dim=24, num_heads=4, num_kv_heads=2, head_dim=8)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0))))
+    params = jax.tree.map(lambda leaf: jnp.asarray(source.normal(0, 0.2, leaf.shape), leaf.dtype), state)
+    return Model("toy", config, graph, nnx.to_pure_dict(params), tokenizer)

@@ -34,6 +34,10 @@ from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, shown, 
 
 SCHEMA_VERSION = "1.0"
 HELD_OUT_PERCENT = 5
+MANIFEST_KEYS = {
+    "dataset_key", "created_at", "filters", "selection_strategy", "seed", "limit", "trace_count", "split", "dropped",
+    "content_sha256", "files",
+}  # fmt: skip
 
 
 class Dataset(NamedTuple):
@@ -82,22 +86,29 @@ def build_dataset(store: Store, request: DatasetConfig, reserved: dict[str, str]
 
 def load_dataset(folder: Path, key: str) -> Dataset:
     """A built dataset, each file compared with the manifest before it is read. Raises RequestError, RetraceError."""
+    place, manifest = child(folder, key), read_manifest(folder, key)
+    for name, recorded in manifest["files"].items():
+        if not (place / name).is_file() or sha256_file(place / name) != recorded["sha256"]:
+            raise RetraceError(f"{place / name}: not what the manifest recorded; delete the folder and build it again")
+    records = pl.read_parquet(place / "traces.parquet")["record"]
+    return Dataset(place, manifest, [parse_trace(record.encode()) for record in records])
+
+
+def read_manifest(folder: Path, key: str) -> dict[str, Any]:
+    """What the manifest of a built dataset says. Raises RequestError, RetraceError."""
     place = child(folder, key)
     if not (place / "manifest.json").is_file():
         raise RequestError(f"dataset {key}: not built; datasets here: {', '.join(list_datasets(folder)) or 'none'}")
     try:
         manifest = json.loads((place / "manifest.json").read_bytes())
         version = manifest["dataset_schema_version"]
-        files = manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        if missing := MANIFEST_KEYS - manifest.keys():
+            raise KeyError(min(missing))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RetraceError(f"{place}/manifest.json: damaged ({error}); delete the folder and build it again") from None
     if version != SCHEMA_VERSION:
         raise RequestError(f"{place}: dataset_schema_version {version!r} is not known, only {SCHEMA_VERSION!r}")
-    for name, recorded in files.items():
-        if not (place / name).is_file() or sha256_file(place / name) != recorded["sha256"]:
-            raise RetraceError(f"{place / name}: not what the manifest recorded; delete the folder and build it again")
-    records = pl.read_parquet(place / "traces.parquet")["record"]
-    return Dataset(place, manifest, [parse_trace(record.encode()) for record in records])
+    return manifest
 
 
 def list_datasets(folder: Path) -> list[str]:

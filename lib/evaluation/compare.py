@@ -113,7 +113,7 @@ def read_results(path: Path) -> Results:
     """An evaluation output. Raises RequestError, naming the line, where it is none."""
     items, heads = [], set()
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").removesuffix("\n").split("\n")  # splitlines() would also split at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     for number, line in enumerate(lines, 1):
@@ -121,8 +121,8 @@ def read_results(path: Path) -> Results:
             record = json.loads(line)
             meta = record["meta"]
             items.append(_item(record, meta))
-            heads.add((meta["model"], meta["weights_sha256"], meta["eval_set"], meta["eval_set_sha256"]))
-        except (ValueError, KeyError, TypeError) as error:
+            heads.add(tuple(_text(meta, name) for name in ("model", "weights_sha256", "eval_set", "eval_set_sha256")))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
             raise RequestError(f"{path}:{number}: not a line of an evaluation output: {reason}") from None
     if len(heads) != 1:
@@ -210,16 +210,22 @@ def figures(comparison: Comparison) -> dict[str, Any]:
 def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
     if record["verdict"] not in VERDICTS:
         raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
-    steps = reasoning_steps(record["completion"])
+    steps = reasoning_steps(_text(record, "completion"))
     task = TASKS.get(meta.get("task", ""))
     return ItemResult(
-        id=meta["eval_id"],
-        prompt=record["prompt"],
-        expected=meta["expected_answer"],
-        category=meta["category"],
+        id=_text(meta, "eval_id"),
+        prompt=_text(record, "prompt"),
+        expected=_text(meta, "expected_answer"),
+        category=_text(meta, "category"),
         completion=record["completion"],
-        answer=record["final_answer"],
+        answer=_text(record, "final_answer"),
         verdict=record["verdict"],
         checks=task.check_steps(meta["state"], steps) if task else [],
         num_tokens=record["num_tokens"],
     )
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    if not isinstance(record[name], str):
+        raise ValueError(f"{name}: expected a text, got {type(record[name]).__name__}")
+    return record[name]

@@ -13,6 +13,7 @@ BEFORE, AFTER = "#8a94a6", "#1f5fbf"
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.axisbelow": True, "svg.hashsalt": "retrace", "svg.fonttype": "none",
+    "text.parse_math": False,  # a label is what it says: `$` in it starts no formula
 }  # fmt: skip
 
 

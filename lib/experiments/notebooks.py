@@ -9,7 +9,9 @@ last cell has said so.
 
 import ast
 import difflib
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +35,6 @@ KERNEL_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # What the rendered page may hold of Markdown and HTML in a notebook; anything else is shown as text.
 TAGS = """a b blockquote br code dd details div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre small span strong sub
 summary sup table tbody td th thead tr ul""".split()
-ATTRIBUTES = {"*": ["class", "id", "style"], "a": ["href", "title"]}
 STYLES = """background-color border color font-family font-size line-height padding text-align vertical-align
 white-space""".split()
 
@@ -57,12 +58,15 @@ def execute(stage: Stage, run: Run) -> str:
     check_parameters(source, parameters)
     run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
     scratch = run.path(f".{stage.name}.ipynb")
+    for name in ("papermill", "asyncio", "traitlets"):  # what they would log of a failure, the one error line says
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     error = None
     try:
         with _kernel_environment():
             papermill.execute_notebook(
                 nbformat.read(source, as_version=4), _literal(scratch), parameters,
-                kernel_name="python3", progress_bar=False, cwd=str(source.parent), extra_arguments=["--log-level=ERROR"],
+                kernel_name="python3", cwd=str(source.parent), progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],
             )  # fmt: skip
     except papermill.PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
@@ -107,7 +111,14 @@ def render(notebook: Path) -> str:
 
 def _plain_markup(html: str) -> str:
     styles = CSSSanitizer(allowed_css_properties=STYLES)
-    return bleach.clean(html, tags=TAGS, attributes=ATTRIBUTES, css_sanitizer=styles)
+    return bleach.clean(html, tags=TAGS, attributes=_keeps, css_sanitizer=styles)
+
+
+def _keeps(tag: str, attribute: str, value: str) -> bool:
+    """A link leads to a file beside the page or to a place in it; a style calls no function, so it names no URL."""
+    if attribute == "href":
+        return tag == "a" and bool(re.fullmatch(r"[\w.-]*(#.*)?", value))
+    return attribute in ("class", "id") or attribute == "style" and "(" not in value
 
 
 def _declared(source: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from lib.config import Config
 from lib.data.dataset import dataset_key
-from lib.errors import RetraceError
 from lib.experiments.manifest import hash_files, save_patch, write_manifest
 from lib.experiments.notebooks import Stage, execute
 from lib.experiments.run import STATE, Run, create_run
@@ -44,13 +43,13 @@ def run_pipeline(config: Config, name: str = "", say: Callable[[str], None] = pr
     try:
         for stage in STAGES:
             _execute(stage, run, wall_s, say)
-    except (RetraceError, KeyboardInterrupt) as failure:
-        status = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
-        error = str(failure) or status
+    except BaseException as failure:
+        status, error = "failed", str(failure) or type(failure).__name__
+        if isinstance(failure, KeyboardInterrupt):
+            status, error = "interrupted", f"interrupted in {list(wall_s)[-1]}"
         raise
     finally:
-        if error or len(wall_s) == len(STAGES):
-            _close(run, status, wall_s, error)
+        _close(run, status, wall_s, error)
     return run
 
 

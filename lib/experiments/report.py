@@ -92,11 +92,11 @@ def markdown(comparison: Comparison) -> str:
     sections = [
         "# Delta report",
         f"**{_inline(comparison.verdict.sentence)}**",
-        f"Before: {_inline(before.model)}, weights `{before.weights_sha256[:12]}`. "
-        f"After: {_inline(after.model)}, weights `{after.weights_sha256[:12]}`. "
+        f"Before: {_inline(before.model)}, weights {_inline(before.weights_sha256[:12])}. "
+        f"After: {_inline(after.model)}, weights {_inline(after.weights_sha256[:12])}. "
         f"Eval set: {_inline(before.eval_set)}, {comparison.paired.n} items.",
         f"Rule, set before the run: improved or regressed where the exact McNemar test gives p < "
-        f"{comparison.rule.alpha:g} and accuracy changes by at least {100 * comparison.rule.min_effect:g} points; "
+        f"{comparison.rule.alpha:g} and accuracy changes by {100 * comparison.rule.min_effect:.1f} points or more; "
         "otherwise no detectable change. Accuracy is correct items over all items; an item without a readable "
         "answer, or cut off by the token limit, is not correct and is counted apart.",
         "## Counts",
@@ -114,8 +114,8 @@ def markdown(comparison: Comparison) -> str:
             ],
         ),
         f"Paired difference: {percent(comparison.paired.difference, signed=True)} "
-        f"({confidence} interval {percent(comparison.paired.low, signed=True)} to "
-        f"{percent(comparison.paired.high, signed=True)}); {comparison.paired.fixed} fixed, "
+        f"({confidence} interval {100 * comparison.paired.low:+.1f} to "
+        f"{100 * comparison.paired.high:+.1f}); {comparison.paired.fixed} fixed, "
         f"{comparison.paired.broken} broken; exact McNemar p = {comparison.paired.p_value:.3g}.",
         "## By category",
         _table(
@@ -128,6 +128,13 @@ def markdown(comparison: Comparison) -> str:
         *_unsound_items(comparison.unsound),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def visible(completion: str) -> str:
+    """A completion for reading; one of blanks alone, as an untrained model writes them, is described."""
+    if completion.strip():
+        return completion
+    return f"({len(completion)} blanks and line breaks, no text)" if completion else "(nothing)"
 
 
 def percent(share: float, signed: bool = False) -> str:
@@ -167,8 +174,8 @@ def _pairs(title: str, pairs: list[tuple[ItemResult, ItemResult]]) -> list[str]:
     sections = [f"## {title} ({len(pairs)})"]
     for before, after in pairs[:SHOWN]:
         sections += [f"### {_inline(before.id)}", f"Expected: {_inline(before.expected)}", _fenced(before.prompt)]
-        sections += [f"Before ({before.verdict}):", _fenced(before.completion)]
-        sections += [f"After ({after.verdict}):", _fenced(after.completion)]
+        sections += [f"Before ({before.verdict}):", _fenced(visible(before.completion))]
+        sections += [f"After ({after.verdict}):", _fenced(visible(after.completion))]
     return [*sections, *_rest([after for _, after in pairs])]
 
 
@@ -177,7 +184,8 @@ def _unsound_items(items: list[ItemResult]) -> list[str]:
         return []
     sections = [f"## Right answer, wrong reasoning ({len(items)})"]
     for item in items[:SHOWN]:
-        sections += [f"### {_inline(item.id)}", f"First wrong: {_inline(item.first_error)}", _fenced(item.completion)]
+        sections += [f"### {_inline(item.id)}", f"First wrong: {_inline(item.first_error)}"]
+        sections += [_fenced(visible(item.completion))]
     return [*sections, *_rest(items)]
 
 
@@ -198,8 +206,10 @@ def _fenced(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """The text within a line of Markdown, with nothing in it that means something there."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", " ".join(text.split()))
+    """The text within a line of Markdown, with nothing in it that means something there, a bare URL included."""
+    return re.sub(
+        r"([\\`*_{}\[\]<>#|!&~$@]|:(?=//)|(?<=[a-z])\.(?=\w))", r"\\\1", " ".join(text.split()), flags=re.IGNORECASE
+    )
 
 
 def _templates() -> Environment:
@@ -207,5 +217,5 @@ def _templates() -> Environment:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {"percent": percent, "interval": interval}
+    templates.filters |= {"percent": percent, "interval": interval, "visible": visible}
     return templates

@@ -21,6 +21,7 @@ from lib.files import atomic_write, child, home, sha256_bytes, write_json
 from lib.trace import utc_now
 
 MANIFEST, STATE = "run_manifest.json", "state.json"
+MANIFEST_KEYS = {"status", "artifacts_path", "dataset_key", "recipe", "seed", "metrics", "wall_s"}
 
 
 class Run:
@@ -100,8 +101,11 @@ def read_manifest(run: str) -> dict[str, Any]:
     for folder in (Path(run), home() / run):
         if (folder / MANIFEST).is_file():
             try:
-                return json.loads((folder / MANIFEST).read_bytes())
-            except ValueError as error:
+                manifest = json.loads((folder / MANIFEST).read_bytes())
+                if missing := MANIFEST_KEYS - manifest.keys():
+                    raise ValueError(f"no {min(missing)}")
+                return manifest
+            except (ValueError, AttributeError) as error:
                 raise RequestError(f"{folder / MANIFEST}: damaged ({error})") from None
     raise RequestError(f"run {run}: no {MANIFEST} there; python -m lib runs list shows the runs")
 

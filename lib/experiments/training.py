@@ -1,4 +1,4 @@
-"""Training on a file, outside a run: what `python -m lib train` does, and the dry run that checks all but the training."""
+"""Training on a file, outside a run: what `python -m lib train` does, and its dry run."""
 
 import uuid
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.data.dataset import dataset_tokenizer
+from lib.data.dataset import dataset_tokenizer, is_held_out
 from lib.data.export import read_examples
 from lib.data.renderer import Example
 from lib.data.tokenizer import Tokenizer, load_tokenizer
@@ -40,7 +40,10 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
     examples = read_examples(data, config.recipe, config.system_instruction)
     tokenizer_file = output / "tokenizer.json"
     if is_from_scratch(config.model.name):
-        tokenizer_beside(data, examples)[0].save(tokenizer_file)
+        tokenizer = tokenizer_beside(data, examples)[0]
+        if tokenizer_file.is_file() and tokenizer_file.read_bytes() != tokenizer.to_json().encode():
+            raise RequestError(f"{output}: holds a training run on other data; give another output folder")
+        tokenizer.save(tokenizer_file)
     model = base_model(config.model.name, config.training.seed, tokenizer_file)
     save_patch(output)
     result = train(model, examples, config, output, on_metrics)
@@ -61,11 +64,14 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     if (output / "run_manifest.json").is_file() or (output / "checkpoint-final").exists():
         raise RequestError(f"{output}: holds a run already; give another --output")
     examples = read_examples(data, config.recipe, config.system_instruction)
+    if all(is_held_out(example.prompt) for example in examples):
+        raise RequestError(f"{data}: all {len(examples)} examples fall to the held-out side; give more examples")
     training = config.training
     batch = training.per_device_batch_size * training.grad_accum_steps
+    epochs = training.num_steps * batch / len(examples)
     lines = [
         f"dry run: nothing is trained, and {shown_path(output)}/run_manifest.json says so",
-        f"data: {len(examples)} examples; {training.num_steps} steps of {batch} are {training.num_steps * batch / len(examples):.1f} epochs",
+        f"data: {len(examples)} examples; {training.num_steps} steps of {batch} are {epochs:.1f} epochs",
     ]
     try:
         if is_from_scratch(config.model.name):
@@ -79,7 +85,8 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         if found.too_long:
             raise RequestError(describe_too_long(found.too_long, found.checked, found.max_length))
         lines.append(
-            f"tokens: {found.shortest} to {found.longest} an example, {found.trained_tokens} of {found.tokens} trained on"
+            f"tokens: {found.shortest} to {found.longest} an example, "
+            f"{found.trained_tokens} of {found.tokens} trained on"
         )
         lines.append(
             f"model: {config.model.name}, {parameter_count(model_config(config.model.name, tokenizer)):,} parameters"

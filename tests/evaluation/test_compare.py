@@ -1,0 +1,199 @@
+"""Before against after, from evaluation outputs written by hand: the counts, the lists, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib.config import VerdictConfig
+from lib.data.renderer import render_response
+from lib.errors import RequestError
+from lib.evaluation.compare import Comparison, compare, figures, read_results
+from lib.tasks import high_card_duel
+
+DEAL = high_card_duel.deal(0)
+TRUE_STEPS = [content for _, content in high_card_duel.steps(DEAL)]
+RIGHT = render_response(TRUE_STEPS, DEAL.result)
+WRONG_STEP = RIGHT.replace(TRUE_STEPS[3], "Unseen cards: 1 lower, 2 equal, 48 higher.")
+NO_STEPS = f"Answer: {DEAL.result}"
+
+
+def item(number: int, verdict: str, completion: str = RIGHT, category: str = "easy", **changed: object) -> dict:
+    """One line of an evaluation output; what is in `changed` stands in its `meta` instead."""
+    meta = {
+        "source": "evaluation", "model": "toy (base)", "weights_sha256": "a" * 64, "eval_set": "toy_v1",
+        "eval_set_sha256": "b" * 64, "eval_id": f"toy-{number}", "category": category,
+        "expected_answer": DEAL.result, "task": high_card_duel.NAME, "state": high_card_duel.state_of(DEAL),
+    }  # fmt: skip
+    return {
+        "trace_version": "1.0", "prompt": high_card_duel.question(DEAL), "steps": [], "final_answer": DEAL.result,
+        "meta": meta | changed, "completion": completion, "score": None, "verdict": verdict, "num_tokens": 9,
+    }  # fmt: skip
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return path
+
+
+def compared(tmp_path: Path, before: list[dict], after: list[dict]) -> Comparison:
+    first, second = write(tmp_path / "before.jsonl", before), write(tmp_path / "after.jsonl", after)
+    return compare(read_results(first), read_results(second), VerdictConfig())
+
+
+def items(*verdicts: str) -> list[dict]:
+    return [item(number, verdict) for number, verdict in enumerate(verdicts)]
+
+
+def test_each_verdict_is_counted_and_only_correct_counts_as_accurate(tmp_path):
+    found = compared(
+        tmp_path,
+        items("correct", "wrong", "unscored", "truncated", "truncated"),
+        items("correct", "correct", "correct", "wrong", "unscored"),
+    )
+    assert found.before_summary.counts == {"correct": 1, "wrong": 1, "unscored": 1, "truncated": 2}
+    assert found.after_summary.counts == {"correct": 3, "wrong": 1, "unscored": 1, "truncated": 0}
+    assert (found.before_summary.accuracy, found.after_summary.accuracy) == (1 / 5, 3 / 5)
+    assert found.paired.n == 5 and (found.paired.before, found.paired.after) == (1 / 5, 3 / 5)
+
+
+def test_fixed_and_broken_are_the_pairs_that_changed_and_nothing_else(tmp_path):
+    found = compared(
+        tmp_path,
+        items("correct", "correct", "wrong", "truncated", "wrong"),
+        items("correct", "unscored", "correct", "correct", "unscored"),
+    )
+    assert [(b.id, b.verdict, a.verdict) for b, a in found.broken] == [("toy-1", "correct", "unscored")]
+    assert [(b.id, b.verdict) for b, _ in found.fixed] == [("toy-2", "wrong"), ("toy-3", "truncated")]
+    assert (found.paired.fixed, found.paired.broken) == (2, 1)
+
+
+def test_a_right_answer_with_a_wrong_step_is_counted_and_shown_with_its_first_wrong_step(tmp_path):
+    after = [item(0, "correct"), item(1, "correct", WRONG_STEP), item(2, "wrong", WRONG_STEP), item(3, "wrong")]
+    found = compared(tmp_path, items("wrong", "wrong", "wrong", "wrong"), after)
+    assert found.after_summary.right_answer_wrong_reasoning == 1
+    assert found.after_summary.wrong_answer_right_reasoning == 1
+    assert (found.after_summary.checked, found.after_summary.sound) == (4, 2)
+    assert [result.id for result in found.unsound] == ["toy-1"]
+    truth = high_card_duel.truth(DEAL)["unseen"]["lower"]
+    assert found.unsound[0].first_error == f"step 4 (unseen): says lower 1, the engine says {truth}"
+    assert found.step_errors == {"unseen": 2}
+
+
+def test_missing_steps_are_wrong_steps(tmp_path):
+    found = compared(tmp_path, items("wrong"), [item(0, "correct", NO_STEPS)])
+    assert found.unsound[0].first_error == "step 1 (legal_move): the step is missing"
+    assert sum(found.step_errors.values()) == len(TRUE_STEPS)
+
+
+def test_steps_of_an_unknown_task_are_not_checked_and_not_called_sound(tmp_path):
+    unknown = [item(0, "correct", task="", state={}), item(1, "wrong", task="")]
+    found = compared(tmp_path, unknown, unknown)
+    assert found.after_summary.checked == found.after_summary.sound == 0
+    assert found.after_summary.sound_interval is None and found.unsound == []
+    assert found.after_summary.right_answer_wrong_reasoning == 0
+
+
+def test_identical_before_and_after_is_no_detectable_change(tmp_path):
+    same = items("correct", "wrong", "unscored", "truncated")
+    found = compared(tmp_path, same, same)
+    assert found.verdict.word == "no detectable change" and found.verdict.sentence.startswith("No detectable change")
+    assert found.fixed == found.broken == [] and found.paired.p_value == 1.0
+    assert figures(found)["difference"] == 0
+
+
+@pytest.mark.parametrize("before, after, word", [("wrong", "correct", "improved"), ("correct", "wrong", "regressed")])
+def test_a_change_of_every_item_is_called_by_its_direction(tmp_path, before, after, word):
+    found = compared(tmp_path, items(*[before] * 12), items(*[after] * 12))
+    assert found.verdict.word == figures(found)["verdict"] == word
+
+
+def test_a_rule_that_asks_for_more_than_there_is_finds_no_change(tmp_path):
+    before, after = items(*["wrong"] * 30), items(*["correct"] * 12, *["wrong"] * 18)
+    results = [read_results(write(tmp_path / "r.jsonl", records)) for records in (before, after)]
+    assert compare(*results, VerdictConfig()).verdict.word == "improved"
+    assert compare(*results, VerdictConfig(min_effect=0.5)).verdict.word == "no detectable change"
+    assert compare(*results, VerdictConfig(alpha=0.0001)).verdict.word == "no detectable change"
+
+
+def test_categories_hold_every_item_once(tmp_path):
+    before = [item(0, "wrong", category="b"), item(1, "correct", category="a"), item(2, "wrong", category="b")]
+    after = [item(0, "correct", category="b"), item(1, "wrong", category="a"), item(2, "wrong", category="b")]
+    rows = compared(tmp_path, before, after).categories
+    assert [(row.name, row.before.n, row.before.accuracy, row.after.accuracy) for row in rows] == [
+        ("a", 1, 1, 0),
+        ("b", 2, 0, 0.5),
+    ]
+
+
+def test_the_figures_are_plain_json_and_tell_the_comparison(tmp_path):
+    found = compared(tmp_path, items("wrong", "correct"), [item(0, "correct", WRONG_STEP), item(1, "wrong")])
+    told = json.loads(json.dumps(figures(found), allow_nan=False))
+    assert told["n"] == 2 and told["fixed"] == told["broken"] == 1 and told["mcnemar_p"] == 1.0
+    assert told["after"]["right_answer_wrong_reasoning"] == 1 and told["after"]["wrong"] == 1
+    assert told["sentence"] == found.verdict.sentence and told["eval_set"] == "toy_v1"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [item(0, "correct")],
+        [item(1, "correct"), item(0, "correct")],
+        [item(0, "correct"), item(7, "correct")],
+        [item(n, "correct", eval_set_sha256="c" * 64) for n in (0, 1)],
+    ],
+    ids=["fewer items", "another order", "other items", "another eval set"],
+)
+def test_other_items_or_another_eval_set_are_refused(tmp_path, after):
+    with pytest.raises(RequestError, match="answered different items.*same eval set"):
+        compared(tmp_path, items("correct", "correct"), after)
+
+
+DAMAGED = {
+    "cut": json.dumps(item(1, "wrong"))[:-20],
+    "blank": "",
+    "a list": "[]",
+    "a trace without score": json.dumps({key: value for key, value in item(1, "wrong").items() if key != "verdict"}),
+    "an unknown verdict": json.dumps(item(1, "brilliant")),
+    "a completion that is no text": json.dumps(item(1, "wrong") | {"completion": 7}),
+    "a prompt that is no text": json.dumps(item(1, "wrong") | {"prompt": ["x"]}),
+    "a category that is no text": json.dumps(item(1, "wrong", category=None)),
+    "meta that is no object": json.dumps(item(1, "wrong") | {"meta": "x"}),
+    "a model that is no text": json.dumps(item(1, "wrong", model={})),
+    "a state of no deal": json.dumps(item(1, "wrong", state={"my_card": "QS", "opponent_card": "QS"})),
+    "no state": json.dumps(item(1, "wrong", state=None)),
+    "deep nesting": "[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+def test_f1_f2_a_damaged_line_is_named_by_file_and_number(tmp_path, line):
+    path = tmp_path / "after.jsonl"
+    path.write_text(json.dumps(item(0, "wrong")) + f"\n{line}\n" + json.dumps(item(2, "wrong")) + "\n")
+    with pytest.raises(RequestError) as refused:
+        read_results(path)
+    assert str(refused.value).startswith(f"{path}:2: not a line of an evaluation output")
+    assert "\n" not in str(refused.value)
+
+
+def test_f8_f9_a_file_that_is_no_evaluation_output_is_refused(tmp_path):
+    for content in (b"", b"\xff\n", b"\x89PNG\r\n\x1a\n"):
+        (tmp_path / "x.jsonl").write_bytes(content)
+        with pytest.raises(RequestError, match="x.jsonl"):
+            read_results(tmp_path / "x.jsonl")
+    for missing in ("absent.jsonl", "."):
+        with pytest.raises(RequestError, match=str(tmp_path / missing)):
+            read_results(tmp_path / missing)
+
+
+def test_answers_of_two_models_in_one_file_are_refused(tmp_path):
+    mixed = write(tmp_path / "mixed.jsonl", [item(0, "wrong"), item(1, "wrong", weights_sha256="c" * 64)])
+    with pytest.raises(RequestError, match="one model to one eval set, got 2"):
+        read_results(mixed)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r"])
+def test_a_completion_may_hold_any_line_separator_of_unicode(tmp_path, separator):
+    text = f"Answer: a{separator}b"
+    results = read_results(write(tmp_path / "r.jsonl", [item(0, "wrong", text), item(1, "wrong")]))
+    assert [result.completion for result in results.items] == [text, RIGHT]

@@ -1,0 +1,218 @@
+"""The model against its formulas in float64 numpy: arXiv 2403.08295, 1910.07467, 2104.09864, 2002.05202."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lib.model.gemma import (
+    PRESETS,
+    FeedForward,
+    Gemma,
+    GemmaConfig,
+    RMSNorm,
+    causal_mask,
+    parameter_count,
+    positions,
+    rotary_angles,
+    rotate,
+)
+
+CONFIG = GemmaConfig(vocab_size=37, num_layers=2, embed_dim=12, hidden_dim=20, num_heads=4, num_kv_heads=2, head_dim=6)
+# float32 carries 24 bits; two layers of sums over at most 37 products lose some of the last ones.
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+
+
+def abstract(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict]:
+    """Graph and shapes of a module."""
+    graph, state = nnx.split(nnx.eval_shape(make))
+    return graph, nnx.to_pure_dict(state)
+
+
+def drawn(shapes: dict) -> dict:
+    """Random weights, the norms' scales too: those start at 0, which would leave them untested."""
+    source = np.random.default_rng(2)
+    return jax.tree.map(lambda leaf: jnp.asarray(source.normal(0, 0.5, leaf.shape), jnp.float32), shapes)
+
+
+GRAPH, SHAPES = abstract(lambda: Gemma(CONFIG, nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict:
+    return drawn(SHAPES)
+
+
+@pytest.fixture(scope="module")
+def logits(weights: dict):
+    """(tokens, valid) → logits [B, T, V] of the model under test."""
+
+    @jax.jit
+    def run(tokens: jax.Array, valid: jax.Array) -> jax.Array:
+        model = nnx.merge(GRAPH, weights)
+        return model.logits(model(tokens, positions(valid), causal_mask(valid))[0])
+
+    return lambda tokens, valid=None: np.asarray(run(tokens, np.ones_like(tokens, bool) if valid is None else valid))
+
+
+# ---- the reference: one text at a time, one formula a line ----------------------------------------------------
+
+
+def norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + scale)
+
+
+def rotated(x: np.ndarray) -> np.ndarray:
+    """x [T, N, H]: at place t, the pair (i, i + H/2) turns by t / 10000^(2i/H)."""
+    T, _, H = x.shape
+    out = np.empty_like(x)
+    for t in range(T):
+        for i in range(H // 2):
+            angle = t / 10_000 ** (2 * i / H)
+            matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            out[t, :, [i, i + H // 2]] = matrix @ x[t, :, [i, i + H // 2]]
+    return out
+
+
+def attended(x: np.ndarray, own: dict) -> np.ndarray:
+    """Each query head looks, with softmax weights, at the places up to its own through its group's key-value head."""
+    query, key, value, output = (own[name] for name in ("query", "key", "value", "output"))
+    T, N, H = len(x), query.shape[1], query.shape[2]
+    queries, keys = rotated(np.einsum("TD,DNH->TNH", x, query)), rotated(np.einsum("TD,DKH->TKH", x, key))
+    values, mixed = np.einsum("TD,DKH->TKH", x, value), np.zeros((T, N, H))
+    for t in range(T):
+        for n in range(N):
+            k = n // (N // key.shape[1])
+            scores = np.array([queries[t, n] @ keys[s, k] / np.sqrt(H) for s in range(t + 1)])
+            shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            mixed[t, n] = sum(share * values[s, k] for s, share in enumerate(shares))
+    return np.einsum("TNH,NHD->TD", mixed, output)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def fed_forward(x: np.ndarray, own: dict) -> np.ndarray:
+    return (gelu(x @ own["gate"]) * (x @ own["up"])) @ own["down"]
+
+
+def reference(tokens: list[int], weights: dict) -> np.ndarray:
+    """Logits [T, V] of one text."""
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), weights)
+    embedding = weights["embedding"]
+    x = embedding[tokens] * np.sqrt(embedding.shape[1])
+    for number in sorted(weights["layers"]):
+        layer = weights["layers"][number]
+        x = x + attended(norm(x, layer["attention_norm"]["scale"]), layer["attention"])
+        x = x + fed_forward(norm(x, layer["feed_forward_norm"]["scale"]), layer["feed_forward"])
+    return norm(x, weights["final_norm"]["scale"]) @ embedding.T
+
+
+# ---- the parts ----------------------------------------------------------------------------------------------
+
+
+def test_rmsnorm_is_its_formula():
+    x, scale = np.random.default_rng(0).normal(0, 3, (4, 12)), np.linspace(-1, 1, 12)
+    graph, _ = abstract(lambda: RMSNorm(12))
+    own = {"scale": jnp.asarray(scale, jnp.float32)}
+    found = jax.jit(lambda x: nnx.merge(graph, own)(x))(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, norm(x, scale), rtol=1e-6, atol=1e-6)
+
+
+def test_rotation_is_its_formula():
+    x = np.random.default_rng(0).normal(size=(9, 3, 8))
+    found = jax.jit(lambda x: rotate(x, rotary_angles(jnp.arange(9)[None], 8)))(jnp.asarray(x[None], jnp.float32))
+    np.testing.assert_allclose(found[0], rotated(x), rtol=1e-5, atol=1e-6)
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    query, key = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 3, 1, 8)), jnp.float32)
+    here, there = jnp.array([[3, 12, 102]]), jnp.array([[1, 10, 100]])
+
+    @jax.jit
+    def product(query: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.sum(rotate(query, rotary_angles(here, 8)) * rotate(key, rotary_angles(there, 8)), axis=(0, 2, 3))
+
+    products = product(query[:, :1].repeat(3, axis=1), key[:, :1].repeat(3, axis=1))
+    np.testing.assert_allclose(products, products[0], rtol=1e-4)
+
+
+def test_geglu_is_its_formula():
+    graph, shapes = abstract(lambda: FeedForward(CONFIG, nnx.Rngs(0)))
+    own, x = drawn(shapes), np.random.default_rng(0).normal(size=(1, 5, 12))
+    found = jax.jit(lambda x: nnx.merge(graph, own)(x))(jnp.asarray(x, jnp.float32))
+    own = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), own)
+    np.testing.assert_allclose(found[0], fed_forward(x[0], own), rtol=1e-5, atol=1e-5)
+
+
+def test_masks_and_places_are_those_that_the_docstrings_draw():
+    valid = jnp.array([[False, False, True, True, True]])
+    assert positions(valid).tolist() == [[0, 0, 0, 1, 2]] and positions(~valid[:, ::-1]).tolist() == [[0, 0, 0, 0, 1]]
+    assert causal_mask(valid)[0].astype(int).tolist() == [
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 1],
+    ]
+
+
+# ---- the whole ----------------------------------------------------------------------------------------------
+
+TOKENS = np.random.default_rng(5).integers(0, CONFIG.vocab_size, (3, 11)).astype(np.int32)
+
+
+def test_the_whole_forward_is_the_reference(logits, weights: dict):
+    found = logits(TOKENS)
+    assert found.dtype == np.float32
+    for row, text in enumerate(TOKENS):
+        np.testing.assert_allclose(found[row], reference(text.tolist(), weights), **CLOSE)
+
+
+def test_a_later_token_changes_nothing_before_it(logits):
+    changed = TOKENS.copy()
+    changed[:, 7] = (changed[:, 7] + 1) % CONFIG.vocab_size
+    before, after = logits(TOKENS), logits(changed)
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert np.all(np.abs(before[:, 7:] - after[:, 7:]).max(axis=(0, 2)) > 1e-3)
+
+
+@pytest.mark.parametrize("left, right", [(0, 5), (5, 0), (2, 3)])
+def test_padding_on_either_side_changes_nothing(logits, left: int, right: int):
+    plain = logits(TOKENS)
+    width = ((0, 0), (left, right))
+    for pad in (0, 9):
+        padded = np.pad(TOKENS, width, constant_values=pad)
+        found = logits(padded, np.pad(np.ones_like(TOKENS, bool), width))
+        np.testing.assert_allclose(found[:, left : left + 11], plain, **CLOSE)
+
+
+def test_a_row_does_not_see_its_neighbours(logits):
+    alone = np.concatenate([logits(TOKENS[row : row + 1]) for row in range(3)])
+    np.testing.assert_allclose(logits(TOKENS), alone, **CLOSE)
+
+
+def test_writing_into_a_cache_in_pieces_is_reading_at_once(logits, weights: dict):
+    @jax.jit
+    def write(tokens: jax.Array, cache: list, start: jax.Array) -> tuple[jax.Array, list]:
+        model, places = nnx.merge(GRAPH, weights), start + jnp.arange(tokens.shape[1])
+        mask = jnp.broadcast_to(jnp.arange(16) <= places[:, None], (3, len(places), 16))
+        hidden, cache = model(tokens, jnp.broadcast_to(places, tokens.shape), mask, cache, start)
+        return model.logits(hidden), cache
+
+    cache, found = nnx.merge(GRAPH, weights).empty_cache(3, 16), []
+    for start, stop in ((0, 5), (5, 6), (6, 11)):
+        piece, cache = write(TOKENS[:, start:stop], cache, jnp.int32(start))
+        found.append(piece)
+    np.testing.assert_allclose(np.concatenate(found, axis=1), logits(TOKENS), **CLOSE)
+
+
+def test_weights_are_counted_without_making_them(weights: dict):
+    assert parameter_count(CONFIG) == sum(leaf.size for leaf in jax.tree.leaves(weights))
+    # Table 2 of the paper: 2,506,172,416 parameters (524 million embedding and 1,982 million others).
+    assert parameter_count(PRESETS["google/gemma-2b"]) == 2_506_172_416
+    assert parameter_count(PRESETS["google/gemma-7b"]) == 8_537_680_896

@@ -1,0 +1,275 @@
+"""Weights in and out: what is loaded is what was saved, to the bit, or it is refused by name."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.flax import save_file
+
+from lib.errors import RequestError
+from lib.model.gemma import PRESETS
+from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
+from lib.model.weights import Model, base_model, find_released, load_model, read_about, save_model
+
+# Orbax leaves a coroutine behind where a damaged file stops it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+# ---- trees of arrays ----------------------------------------------------------------------------------------
+
+TREE = {"a": jnp.arange(6, dtype=jnp.float32).reshape(2, 3), "b": {"c": jnp.int32(7)}}
+
+
+def test_the_digest_sees_every_path_type_shape_and_value():
+    changed = [
+        {"a": TREE["a"], "b": {"d": TREE["b"]["c"]}},
+        {"a": TREE["a"].astype(jnp.float16), "b": TREE["b"]},
+        {"a": TREE["a"].reshape(3, 2), "b": TREE["b"]},
+        {"a": TREE["a"].at[1, 2].set(np.nextafter(np.float32(5), np.float32(6))), "b": TREE["b"]},
+        {"a": TREE["a"]},
+    ]
+    digests = [tree_digest(tree) for tree in (TREE, *changed)]
+    assert len(set(digests)) == 6 and tree_digest(dict(reversed(TREE.items()))) == digests[0]
+
+
+def test_a_tree_comes_back_as_it_was_saved(tmp_path: Path):
+    digest = save_tree(tmp_path / "1", TREE)
+    assert tree_digest(restore_tree(tmp_path / "1", TREE)) == digest == tree_digest(TREE)
+
+
+@pytest.mark.parametrize(
+    "like, fault",
+    [
+        (TREE | {"a": jnp.zeros((2, 4))}, "leaf ['a']: expected float32[2,4], the checkpoint has float32[2,3]"),
+        (
+            TREE | {"a": TREE["a"].astype(jnp.float16)},
+            "leaf ['a']: expected float16[2,3], the checkpoint has float32[2,3]",
+        ),
+        (TREE | {"z": jnp.zeros(1)}, "leaf ['z']: expected float32[1], the checkpoint has None"),
+        ({"a": TREE["a"]}, "leaf ['b']['c'] is in the checkpoint and not in the model"),
+    ],
+)
+def test_f38_a_checkpoint_of_another_shape_is_refused_naming_the_leaf(like: dict, fault: str, tmp_path: Path):
+    save_tree(tmp_path / "1", TREE)
+    with pytest.raises(DamagedError) as caught:
+        restore_tree(tmp_path / "1", like)
+    assert str(caught.value) == f"{tmp_path}/1: {fault}"
+
+
+def test_f36_a_flipped_bit_is_never_believed(tmp_path: Path):
+    source, digest = np.random.default_rng(0), save_tree(tmp_path / "1", {"a": jnp.arange(500.0)})
+    files = [path for path in (tmp_path / "1").rglob("*") if path.is_file() and path.stat().st_size]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    refused = 0
+    for path in [*files, *[largest] * 20]:
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[source.integers(len(whole))] ^= 1 << int(source.integers(8))
+        path.write_bytes(damaged)
+        try:
+            assert tree_digest(restore_tree(tmp_path / "1", {"a": jnp.zeros(500)})) == digest
+        except DamagedError:
+            refused += 1
+        path.write_bytes(whole)
+    assert refused >= 20
+    assert tree_digest(restore_tree(tmp_path / "1", {"a": jnp.zeros(500)})) == digest
+
+
+def test_f24_a_save_that_never_ended_is_no_checkpoint(tmp_path: Path):
+    save_tree(tmp_path / "1", TREE)
+    (tmp_path / "1" / "digest.json").unlink()
+    with pytest.raises(DamagedError, match="no readable digest.json"):
+        restore_tree(tmp_path / "1", TREE)
+    assert save_tree(tmp_path / "1", TREE) == tree_digest(TREE)
+    assert tree_digest(restore_tree(tmp_path / "1", TREE)) == tree_digest(TREE)
+
+
+# ---- checkpoints of ours ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(two_layer_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "checkpoint-final"
+    save_model(folder, two_layer_model, training={"loss": 0.5})
+    return folder
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def test_a_checkpoint_stands_alone(copy: Path, two_layer_model: Model):
+    loaded = load_model(copy)
+    assert loaded.weights_sha256 == two_layer_model.weights_sha256 == read_about(copy)["weights_sha256"]
+    assert (loaded.name, loaded.config) == (two_layer_model.name, two_layer_model.config)
+    assert loaded.tokenizer.to_json() == two_layer_model.tokenizer.to_json()
+    assert loaded.graph == two_layer_model.graph
+    assert read_about(copy)["training"] == {"loss": 0.5}
+
+
+def test_f36_a_flipped_byte_in_the_weights_is_refused(copy: Path):
+    path = max((copy / "weights" / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match="copy/weights: "):
+        load_model(copy)
+
+
+def test_f38_weights_of_another_shape_are_refused_naming_the_leaf(copy: Path):
+    about = read_about(copy)
+    about["config"]["hidden_dim"] = 25
+    (copy / "model.json").write_text(json.dumps(about))
+    with pytest.raises(
+        DamagedError, match=r"leaf \['layers'\]\[0\]\['feed_forward'\]\['down'\]: expected float32\[25,16\]"
+    ):
+        load_model(copy)
+
+
+def test_f44_f50_what_is_no_checkpoint_of_a_known_format_is_refused(copy: Path, tmp_path: Path):
+    np.save(tmp_path / "model.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(RequestError, match="not a checkpoint"):
+        load_model(tmp_path)
+    (copy / "model.json").write_text(json.dumps(read_about(copy) | {"format_version": "2.0"}))
+    with pytest.raises(RequestError, match="format_version '2.0' is not known, only '1.0'"):
+        load_model(copy)
+    (copy / "model.json").write_text("{")
+    with pytest.raises(Exception, match="model.json: damaged"):
+        load_model(copy)
+
+
+def test_a_model_from_scratch_is_a_function_of_its_seed(dataset):
+    first, again, other = (base_model("tiny", seed, dataset.tokenizer_file) for seed in (1, 1, 2))
+    assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
+    assert first.config == replace(PRESETS["tiny"], vocab_size=first.tokenizer.vocab_size)
+    assert first.params["embedding"].shape == (first.tokenizer.vocab_size, 128)
+
+
+# ---- released weights ---------------------------------------------------------------------------------------
+
+
+def tensors(model: Model) -> dict[str, jax.Array]:
+    """The weights under the names and in the layout of Hugging Face's GemmaForCausalLM: linear layers are [out, in]."""
+    config, found = model.config, {"model.embed_tokens.weight": model.params["embedding"]}
+    found["model.norm.weight"] = model.params["final_norm"]["scale"]
+    for number, layer in model.params["layers"].items():
+        own, attention, mlp = f"model.layers.{number}.", layer["attention"], layer["feed_forward"]
+        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+            found[f"{own}self_attn.{theirs}_proj.weight"] = attention[ours].reshape(config.embed_dim, -1).T
+        found[f"{own}self_attn.o_proj.weight"] = attention["output"].reshape(-1, config.embed_dim).T
+        for name in ("gate", "up", "down"):
+            found[f"{own}mlp.{name}_proj.weight"] = mlp[name].T
+        found[f"{own}input_layernorm.weight"] = layer["attention_norm"]["scale"]
+        found[f"{own}post_attention_layernorm.weight"] = layer["feed_forward_norm"]["scale"]
+    return {name: jnp.array(tensor) for name, tensor in found.items()}
+
+
+def released(folder: Path, model: Model, *shards: dict[str, jax.Array], **about) -> Path:
+    """A folder as `hf download` leaves it."""
+    folder.mkdir(exist_ok=True)
+    config = {
+        "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "vocab_size": model.config.vocab_size,
+        "num_hidden_layers": model.config.num_layers, "hidden_size": model.config.embed_dim,
+        "intermediate_size": model.config.hidden_dim, "num_attention_heads": model.config.num_heads,
+        "num_key_value_heads": model.config.num_kv_heads, "head_dim": model.config.head_dim,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config | about))
+    for number, shard in enumerate(shards or [tensors(model)], 1):
+        save_file(shard, folder / f"model-{number}.safetensors")
+    model.tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+def loaded(folder: Path) -> Model:
+    return base_model(str(folder), seed=0, tokenizer_file=Path("none"))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(RequestError) as caught:
+        loaded(folder)
+    return str(caught.value)
+
+
+def test_a_released_folder_loads_as_the_model_it_was_written_from(two_layer_model: Model, tmp_path: Path):
+    found = loaded(released(tmp_path / "gemma", two_layer_model))
+    assert found.weights_sha256 == two_layer_model.weights_sha256
+    assert (found.config, found.graph) == (two_layer_model.config, two_layer_model.graph)
+    assert found.tokenizer.to_json() == two_layer_model.tokenizer.to_json()
+
+
+def test_shards_half_precision_and_a_stored_head_make_no_difference(two_layer_model: Model, tmp_path: Path):
+    whole = {name: tensor.astype(jnp.bfloat16) for name, tensor in tensors(two_layer_model).items()}
+    head = {"lm_head.weight": jnp.array(whole["model.embed_tokens.weight"])}
+    names = sorted(whole)
+    first, second = ({name: whole[name] for name in part} for part in (names[:5], names[5:]))
+    found = loaded(released(tmp_path / "gemma", two_layer_model, first, second | head))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), two_layer_model.params)
+    assert tree_digest(found.params) == tree_digest(rounded)
+
+
+def test_a_missing_and_a_left_over_tensor_are_named(two_layer_model: Model, tmp_path: Path):
+    whole = tensors(two_layer_model)
+    missing = {name: tensor for name, tensor in whole.items() if name != "model.layers.1.mlp.up_proj.weight"}
+    folder = released(tmp_path / "gemma", two_layer_model, missing)
+    assert refusal(folder) == f"{folder}: no tensor model.layers.1.mlp.up_proj.weight in its safetensors files"
+    folder = released(
+        tmp_path / "gemma", two_layer_model, whole | {"model.layers.2.mlp.up_proj.weight": jnp.zeros((2, 2))}
+    )
+    assert (
+        refusal(folder)
+        == f"{folder}: 1 tensors have no place in the model, the first model.layers.2.mlp.up_proj.weight"
+    )
+
+
+def test_a_tensor_of_another_shape_is_named(two_layer_model: Model, tmp_path: Path):
+    narrow = tensors(two_layer_model) | {"model.norm.weight": jnp.zeros(15)}
+    assert "tensor model.norm.weight has shape (15,), expected to fill (16,)" in refusal(
+        released(tmp_path / "gemma", two_layer_model, narrow)
+    )
+
+
+def test_a_tensor_whose_sides_are_swapped_is_refused(two_layer_model: Model, tmp_path: Path):
+    swapped = tensors(two_layer_model)
+    swapped["model.layers.0.mlp.up_proj.weight"] = jnp.array(swapped["model.layers.0.mlp.up_proj.weight"].T)
+    assert "tensor model.layers.0.mlp.up_proj.weight has shape" in refusal(
+        released(tmp_path / "gemma", two_layer_model, swapped)
+    )
+
+
+def test_another_generation_and_damaged_files_are_refused(two_layer_model: Model, tmp_path: Path):
+    assert "model_type 'gemma2' is not read yet" in refusal(
+        released(tmp_path / "a", two_layer_model, model_type="gemma2")
+    )
+    folder = released(tmp_path / "b", two_layer_model)
+    (folder / "model-1.safetensors").write_bytes(b"\xff" * 50)
+    assert "model-1.safetensors: not readable as safetensors" in refusal(folder)
+    (folder / "model-1.safetensors").unlink()
+    assert "no .safetensors file" in refusal(folder)
+    for content in ("{", "[]", '{"model_type": "gemma"}'):
+        (folder / "config.json").write_text(content)
+        assert "config.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["google/gemma-2b-it", "no-such-model", "a/b/c", "../x", "~nobody/x", "x" * 300])
+def test_a_model_that_is_not_on_this_machine_says_what_would_fetch_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RequestError) as caught:
+        find_released(name)
+    for part in (
+        f"model {name}: not on this machine",
+        f"a folder {name}",
+        str(tmp_path),
+        f"hf download {name}",
+        "tiny",
+    ):
+        assert part in str(caught.value)

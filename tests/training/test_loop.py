@@ -1,0 +1,277 @@
+"""The loop: the same bits every time, killed or not, and a folder that never holds two trainings."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig, to_dict
+from lib.data.renderer import Example
+from lib.errors import RequestError, RetraceError
+from lib.files import repository_root
+from lib.model.storage import is_saved, tree_digest
+from lib.model.weights import Model, load_model, save_model
+from lib.training.checkpoints import saved_steps
+from lib.training.loop import Metrics, TrainingResult, finished, train
+
+# One configuration for nearly all: every other one would be compiled anew. The two examples are one batch.
+CONFIG = Config(
+    "toy",
+    DatasetConfig("toy", "v1"),
+    model=ModelConfig(max_length=80),
+    training=TrainingConfig(
+        num_steps=40, learning_rate=3e-2, warmup_steps=2, per_device_batch_size=2,
+        log_every=2, eval_every=20, checkpoint_every=10,
+    ),
+)  # fmt: skip
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class Run(NamedTuple):
+    output: Path
+    result: TrainingResult
+
+
+def metrics(output: Path) -> list[Metrics]:
+    """The logged lines without the speed, which no two runs share."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def killed_at(step: int):
+    def on_metrics(line: Metrics) -> None:
+        if line["step"] == step:
+            raise Killed
+
+    return on_metrics
+
+
+@pytest.fixture(scope="module")
+def whole(small_model: Model, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A training that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    return Run(output, train(small_model, examples, CONFIG, output))
+
+
+@pytest.fixture(scope="module")
+def interrupted(small_model: Model, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, killed at step 34: after the checkpoints of 20 and 30, and after lines of steps done again."""
+    output = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(Killed):
+        train(small_model, examples, CONFIG, output, on_metrics=killed_at(34))
+    assert saved_steps(output / "checkpoints") == [20, 30] and metrics(output)[-1]["step"] == 34
+    return output
+
+
+@pytest.fixture
+def copy(interrupted: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(interrupted, tmp_path / "copy")
+
+
+def damage(checkpoint: Path) -> None:
+    path = max((checkpoint / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# ---- one training -------------------------------------------------------------------------------------------
+
+
+def test_one_batch_overfits(whole: Run):
+    losses = [line["loss"] for line in metrics(whole.output)]
+    assert losses[0] > 3 and losses[-1] < 0.05 and whole.result.loss == losses[-1]
+
+
+def test_every_logged_step_is_a_line(whole: Run):
+    lines = metrics(whole.output)
+    assert [line["step"] for line in lines] == list(range(2, 41, 2))
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [20, 40]
+    assert lines[-1]["held_out_loss"] == whole.result.held_out_loss > 0.05
+    assert lines[0]["learning_rate"] == pytest.approx(1.5e-2) and lines[1]["learning_rate"] < 3e-2
+    assert all(line["grad_norm"] > 0 for line in lines)
+
+
+def test_the_tuned_model_is_the_one_that_the_result_names(whole: Run, small_model: Model):
+    tuned = load_model(whole.output / "checkpoint-final")
+    assert tuned.weights_sha256 == whole.result.weights_sha256 != small_model.weights_sha256
+    assert whole.result.steps == 40 and whole.result.resumed_from == 0 and whole.result.tokens_per_second > 0
+
+
+def test_the_model_that_came_in_is_left_as_it_was(whole: Run, small_model: Model):
+    assert tree_digest(small_model.params) != whole.result.weights_sha256  # and none of its buffers was given away
+
+
+def test_the_two_newest_checkpoints_are_kept(whole: Run):
+    assert saved_steps(whole.output / "checkpoints") == [20, 30]
+
+
+def test_what_is_done_is_not_done_again(whole: Run, small_model: Model, examples: list[Example]):
+    before = sorted((path, path.stat().st_mtime_ns) for path in whole.output.rglob("*"))
+    assert train(small_model, examples, CONFIG, whole.output, on_metrics=killed_at(2)) == whole.result
+    assert finished(whole.output) == whole.result
+    assert sorted((path, path.stat().st_mtime_ns) for path in whole.output.rglob("*")) == before
+
+
+# ---- killed, and gone on with -------------------------------------------------------------------------------
+
+
+def resumed(model: Model, examples: list[Example], output: Path) -> tuple[TrainingResult, list[str]]:
+    warnings: list[str] = []
+    return train(model, examples, CONFIG, output, warn=warnings.append), warnings
+
+
+def test_f25_resume_equals_uninterrupted(whole: Run, copy: Path, small_model: Model, examples: list[Example]):
+    result, warnings = resumed(small_model, examples, copy)
+    assert (result.resumed_from, warnings) == (30, [])
+    assert result.weights_sha256 == whole.result.weights_sha256 and metrics(copy) == metrics(whole.output)
+
+
+@pytest.mark.parametrize("damaged, resumed_from", [([30], 20), ([20, 30], 0)])
+def test_f36_damaged_checkpoints_are_told_of_and_passed_over(
+    damaged: list[int], resumed_from: int, whole: Run, copy: Path, small_model: Model, examples: list[Example]
+):
+    for step in damaged:
+        damage(copy / "checkpoints" / str(step))
+    result, warnings = resumed(small_model, examples, copy)
+    assert result.resumed_from == resumed_from and len(warnings) == len(damaged)
+    assert all("falling back to the checkpoint before" in warning for warning in warnings)
+    assert result.weights_sha256 == whole.result.weights_sha256 and metrics(copy) == metrics(whole.output)
+
+
+def test_f24_a_checkpoint_that_was_never_finished_is_no_checkpoint(
+    whole: Run, copy: Path, small_model: Model, examples: list[Example]
+):
+    (copy / "checkpoints" / "30" / "digest.json").unlink()
+    assert not is_saved(copy / "checkpoints" / "30")
+    result, warnings = resumed(small_model, examples, copy)
+    assert (result.resumed_from, warnings, result.weights_sha256) == (20, [], whole.result.weights_sha256)
+
+
+def test_f25_a_line_of_metrics_that_was_cut_by_a_kill_is_written_again(
+    whole: Run, copy: Path, small_model: Model, examples: list[Example]
+):
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:15]) + lines[15][:9])
+    resumed(small_model, examples, copy)
+    assert metrics(copy) == metrics(whole.output)
+
+
+def test_f26_killed_again_and_again_at_one_step_it_still_goes_on(
+    whole: Run, copy: Path, small_model: Model, examples: list[Example]
+):
+    held = None
+    for _ in range(3):
+        with pytest.raises(Killed):
+            train(small_model, examples, CONFIG, copy, on_metrics=killed_at(34))
+        files = sorted(str(path.relative_to(copy)) for path in copy.rglob("*"))
+        assert held in (None, files)
+        held = files
+    assert resumed(small_model, examples, copy)[0].weights_sha256 == whole.result.weights_sha256
+
+
+def test_f25_killed_while_the_tuned_model_is_saved_it_is_saved_again(
+    whole: Run, copy: Path, small_model: Model, examples: list[Example]
+):
+    shutil.copytree(whole.output / "checkpoint-final", copy / "checkpoint-final")
+    (copy / "checkpoint-final" / "model.json").unlink()
+    assert finished(copy) is None
+    assert resumed(small_model, examples, copy)[0].weights_sha256 == whole.result.weights_sha256
+    assert load_model(copy / "checkpoint-final").weights_sha256 == whole.result.weights_sha256
+
+
+AGAIN = """
+import json, os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from pathlib import Path
+from lib.config import Config, build
+from lib.data.renderer import Example
+from lib.model.weights import load_model
+from lib.training.loop import train
+folder = Path(sys.argv[1])
+request = json.loads((folder / "request.json").read_text())
+examples, config = [Example(*item) for item in request["examples"]], build(Config, request["config"], "")
+result = train(load_model(folder / "base"), examples, config, folder / "run")
+print(result.weights_sha256)
+"""
+
+
+def test_f46_f47_f48_another_process_on_one_core_ends_with_the_same_weights(
+    whole: Run, small_model: Model, examples: list[Example], tmp_path: Path
+):
+    save_model(tmp_path / "base", small_model)
+    request = {"examples": examples, "config": to_dict(CONFIG)}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    command = [sys.executable, "-c", AGAIN, str(tmp_path)]
+    done = subprocess.run(command, cwd=repository_root(), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert done.stdout.split()[-1] == whole.result.weights_sha256
+    assert metrics(tmp_path / "run") == metrics(whole.output)
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------
+
+
+def changed(**training) -> Config:
+    return replace(CONFIG, training=replace(CONFIG.training, **training))
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+def test_another_training_in_the_same_folder_is_refused_naming_the_field(
+    state: str, whole: Run, interrupted: Path, small_model: Model, examples: list[Example]
+):
+    output = whole.output if state == "finished" else interrupted
+    other = [Example("x", "1+1?", "Answer: 2"), *examples[1:]]
+    renamed = small_model._replace(name="other")
+    for model, items, config, field in [
+        (small_model, examples, changed(learning_rate=1e-3), "training.learning_rate;"),
+        (small_model, examples, changed(seed=1, num_steps=41), "training.num_steps, training.seed;"),
+        (small_model, other, CONFIG, "examples_sha256;"),
+        (small_model, examples[::-1], CONFIG, "examples_sha256;"),
+        (renamed, examples, CONFIG, "model;"),
+    ]:
+        before = (output / "metrics.jsonl").read_bytes()
+        with pytest.raises(RequestError, match=f"holds a training run with other {field} give another output folder"):
+            train(model, items, config, output)
+        assert (output / "metrics.jsonl").read_bytes() == before
+
+
+def test_f45_what_does_not_fit_is_refused_before_anything_is_written(small_model, examples, tmp_path: Path):
+    config = replace(CONFIG, model=replace(CONFIG.model, max_length=20))
+    with pytest.raises(
+        RequestError, match="3 of 3 examples are longer than model.max_length 20: .* raise model.max_length"
+    ):
+        train(small_model, examples, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_that_are_all_held_out_are_refused(small_model, examples, tmp_path: Path):
+    with pytest.raises(RequestError, match="all 1 examples fell to the held-out side"):
+        train(small_model, examples[2:], CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_f52_a_loss_that_is_no_number_stops_the_training_and_keeps_a_good_checkpoint(
+    small_model, examples, tmp_path: Path
+):
+    seen: list[Metrics] = []
+    config = changed(learning_rate=1e6, warmup_steps=0, checkpoint_every=1, log_every=1)
+    with pytest.raises(RetraceError) as caught:
+        train(small_model, examples, config, tmp_path / "run", on_metrics=seen.append)
+    stopped = seen[-1]["step"] + 1
+    error = str(caught.value)
+    assert error.startswith(f"training stopped at step {stopped}: loss ") and "at learning rate 99" in error
+    assert "Lower training.learning_rate" in error and finished(tmp_path / "run") is None
+    # The weights after step `stopped - 1` gave the bad loss; those one step earlier gave the last good one.
+    assert f"The checkpoint of step {stopped - 2} is good." in error
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [stopped - 2, stopped - 1]

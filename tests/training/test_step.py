@@ -1,0 +1,170 @@
+"""One optimizer step: the loss is its formula, micro-batches weigh by tokens, and nothing unmasked counts."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lib.config import TrainingConfig
+from lib.data.batches import Batch, make_batch
+from lib.data.renderer import EncodedExample
+from lib.model.gemma import causal_mask, positions
+from lib.model.weights import Model
+from lib.training.loop import ADAM_B2, make_optimizer
+from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss
+
+T = 16
+RAGGED = [(16, 3), (9, 8), (5, 1), (12, 6)]  # tokens, and how many of them are trained on
+
+
+@pytest.fixture(scope="module")
+def batch(small_model: Model) -> Batch:
+    """Four rows that are as different in length as rows can be: [4, T]."""
+    source = np.random.default_rng(0)
+    examples = [
+        EncodedExample(
+            source.integers(0, small_model.config.vocab_size, n + 1).tolist(), [False] * (n + 1 - m) + [True] * m
+        )
+        for n, m in RAGGED
+    ]
+    return make_batch(examples, T)
+
+
+@pytest.fixture(scope="module")
+def gradient_of(small_model: Model) -> Callable[[Batch], tuple[float, dict]]:
+    loss = jax.jit(jax.value_and_grad(sum_loss(small_model.graph), has_aux=True))
+    return lambda batch: loss(small_model.params, batch)
+
+
+@pytest.fixture(scope="module")
+def step(small_model: Model) -> Callable[[Batch], tuple[dict, StepMetrics]]:
+    """(batch [4, T]) → the gradient that a step over its two halves followed, read off plain descent at rate 1."""
+    optimizer = optax.sgd(1.0)
+    train_step = make_train_step(small_model.graph, optimizer)
+
+    def run(batch: Batch) -> tuple[dict, StepMetrics]:
+        params = jax.tree.map(jnp.array, small_model.params)
+        halves = Batch(*(field.reshape(2, 2, T) for field in batch))
+        state, metrics = train_step(TrainState(jnp.int32(0), params, optimizer.init(params)), halves)
+        assert int(state.step) == 1
+        return jax.tree.map(lambda old, new: np.asarray(old - new), small_model.params, state.params), metrics
+
+    return run
+
+
+def assert_close(found: dict, expected: dict, tolerance: float) -> None:
+    """Every leaf within `tolerance` of the largest value of its own."""
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+def test_the_loss_is_the_naive_cross_entropy(small_model: Model, batch: Batch, gradient_of):
+    @jax.jit
+    def logits_of(tokens: jax.Array, valid: jax.Array) -> jax.Array:
+        model = nnx.merge(small_model.graph, small_model.params)
+        return model.logits(model(tokens, positions(valid), causal_mask(valid))[0])
+
+    logits, expected = np.asarray(logits_of(batch.tokens, batch.valid), np.float64), 0.0
+    for row in range(4):
+        for t in range(T):
+            if batch.loss_mask[row, t]:
+                chances = np.exp(logits[row, t]) / np.exp(logits[row, t]).sum()
+                expected -= np.log(chances[batch.targets[row, t]])
+    (total, tokens), _ = gradient_of(batch)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert tokens == sum(m for _, m in RAGGED) == 18
+
+
+def test_only_masked_targets_count(small_model: Model, batch: Batch, gradient_of):
+    other = np.where(batch.loss_mask, batch.targets, (batch.targets + 7) % small_model.config.vocab_size)
+    assert (other != batch.targets).sum() == 4 * T - 18
+    (total, _), gradient = gradient_of(batch)
+    (same, _), same_gradient = gradient_of(batch._replace(targets=other.astype(np.int32)))
+    assert total == same
+    jax.tree.map(np.testing.assert_array_equal, gradient, same_gradient)
+    (changed, _), _ = gradient_of(batch._replace(targets=(batch.targets + 1) % small_model.config.vocab_size))
+    assert changed != total
+
+
+def test_what_stands_in_the_padding_does_not_count(batch: Batch, gradient_of):
+    (total, _), gradient = gradient_of(batch)
+    filled = batch._replace(tokens=np.where(batch.valid, batch.tokens, 9).astype(np.int32))
+    assert (filled.tokens != batch.tokens).any()
+    (same, _), same_gradient = gradient_of(filled)
+    assert total == same
+    assert_close(same_gradient, gradient, 1e-6)
+
+
+def test_the_prompt_is_read_though_it_is_not_trained_on(batch: Batch, gradient_of):
+    reworded = batch.tokens.copy()
+    reworded[0, 0] += 1
+    assert not batch.loss_mask[0, 0]
+    assert gradient_of(batch._replace(tokens=reworded))[0][0] != gradient_of(batch)[0][0]
+
+
+def test_accumulated_micro_batches_are_the_full_batch(batch: Batch, step, gradient_of):
+    (total, tokens), gradient = gradient_of(batch)
+    mean = jax.tree.map(lambda leaf: np.asarray(leaf) / int(tokens), gradient)
+    found, metrics = step(batch)
+    assert_close(found, mean, 2e-6)
+    np.testing.assert_allclose(metrics.loss, total / tokens, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, optax.global_norm(mean), rtol=1e-6)
+    assert metrics.tokens == 18
+
+
+def test_micro_batches_weigh_by_their_tokens_not_alike(batch: Batch, step, gradient_of):
+    halves = [
+        gradient_of(Batch(*(np.concatenate([field[rows]] * 2) for field in batch)))[0] for rows in ([0, 1], [2, 3])
+    ]
+    alike = np.mean([total / tokens for total, tokens in halves])
+    assert abs(float(step(batch)[1].loss) - alike) > 1e-3
+
+
+# ---- the optimizer ------------------------------------------------------------------------------------------
+
+PARAMS = {"matrix": jnp.array([[3.0, -4.0]]), "scale": jnp.array([5.0])}
+
+
+def updated(config: TrainingConfig, grads: dict, steps: int = 1) -> dict:
+    """The change of PARAMS by the last of some steps along the same gradient."""
+    optimizer, _ = make_optimizer(config)
+    state = optimizer.init(PARAMS)
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, PARAMS)
+    return updates
+
+
+def test_weight_decay_shrinks_matrices_alone():
+    config = TrainingConfig(num_steps=10, learning_rate=0.1, weight_decay=0.5)
+    updates = updated(config, jax.tree.map(jnp.zeros_like, PARAMS))
+    np.testing.assert_allclose(updates["matrix"], -0.1 * 0.5 * PARAMS["matrix"], rtol=1e-6)
+    np.testing.assert_array_equal(updates["scale"], [0])
+
+
+def test_gradients_are_clipped_by_their_global_norm_before_adam():
+    config = TrainingConfig(num_steps=10, learning_rate=0.1, weight_decay=0.0, max_grad_norm=5.0)
+    optimizer, _ = make_optimizer(config)
+    grads = {"matrix": jnp.array([[30.0, 0.0]]), "scale": jnp.array([40.0])}  # norm 50: scaled to a tenth
+    _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    second = state[1][0].nu  # Adam's mean of squares holds (1 - b2) g² after one step
+    np.testing.assert_allclose(second["matrix"], [[(1 - ADAM_B2) * 9, 0]], rtol=1e-4)
+    np.testing.assert_allclose(second["scale"], [(1 - ADAM_B2) * 16], rtol=1e-4)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    _, schedule = make_optimizer(TrainingConfig(num_steps=12, learning_rate=0.4, warmup_steps=4))
+    rates = [float(schedule(step)) for step in range(13)]
+    np.testing.assert_allclose(rates[:5], [0, 0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(rates[4:], [0.2 * (1 + np.cos(np.pi * n / 8)) for n in range(9)], atol=1e-6)
+    _, schedule = make_optimizer(TrainingConfig(num_steps=12, learning_rate=0.4))
+    assert float(schedule(0)) == pytest.approx(0.4)
+
+
+def test_the_first_step_of_adam_is_as_long_as_the_learning_rate():
+    config = TrainingConfig(num_steps=10, learning_rate=0.1, weight_decay=0.0)
+    updates = updated(config, {"matrix": jnp.array([[0.3, -0.4]]), "scale": jnp.array([0.5])})
+    np.testing.assert_allclose(updates["matrix"], [[-0.1, 0.1]], rtol=1e-4)
