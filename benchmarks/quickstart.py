@@ -33,11 +33,13 @@ def measure(config_path: str) -> None:
 
     config = load_config(config_path)
     run = create_run(config)
-    print(f"{config.name} on {os.cpu_count()} cores, NPROC {os.environ.get('NPROC', 'unset')}, Python {platform.python_version()}")
-    added = timed("generate and store", lambda: stages.make_traces(config), lambda found: (found.added, "traces"))
-    timed("verify each step", lambda: stages.verify_traces(stages.store().scan()), lambda found: (found.checked, "traces"))
+    print(f"{config.name} on {os.cpu_count()} cores, NPROC {os.environ['NPROC']}, Python {platform.python_version()}")
+    added = timed("generate and store", lambda: stages.make_traces(config), lambda made: (made.added, "traces"))
+    timed(
+        "verify each step", lambda: stages.verify_traces(stages.store().scan()), lambda made: (made.checked, "traces")
+    )
     timed("build dataset", lambda: stages.make_dataset(config), lambda _: (added.added, "traces"))
-    examples = timed("export and read back", lambda: stages.training_examples(run), lambda found: (len(found), "traces"))
+    examples = timed("export and read back", lambda: stages.training_examples(run), lambda made: (len(made), "traces"))
     model = timed("make base model", lambda: stages.model_before(config), lambda _: (0, ""))
     encoded = encode_all(examples, model.tokenizer, config.model.max_length)
     each = sum(len(item.tokens) for item in encoded) / len(encoded)
@@ -45,7 +47,7 @@ def measure(config_path: str) -> None:
     timed("evaluate base", lambda: stages.evaluate_model(run, "before"), written)
     timed("train", lambda: stages.train_model(run), lambda _: (round(steps * each), "tokens"))
     timed("evaluate tuned", lambda: stages.evaluate_model(run, "after"), written)
-    timed("compare and report", lambda: stages.write_report(run), lambda found: (found.paired.n, "items"))
+    timed("compare and report", lambda: stages.write_report(run), lambda made: (made.paired.n, "items"))
 
 
 def timed(stage: str, work: Callable[[], Any], amount: Callable[[Any], tuple[int, str]]) -> Any:

@@ -113,8 +113,14 @@ def dataset_build(arguments: argparse.Namespace) -> None:
             DatasetConfig, parse_yaml(_text(arguments.request), str(arguments.request)), str(arguments.request)
         )
     elif arguments.name and arguments.version:
-        tree = {"dataset_name": arguments.name, "dataset_version": arguments.version, "filters": _filters(arguments.filter),
-                "selection_strategy": arguments.strategy or "latest", "limit": arguments.limit, "seed": arguments.seed}  # fmt: skip
+        tree = {
+            "dataset_name": arguments.name,
+            "dataset_version": arguments.version,
+            "filters": _filters(arguments.filter),
+            "selection_strategy": arguments.strategy or "latest",
+            "limit": arguments.limit,
+            "seed": arguments.seed,
+        }
         request = build(DatasetConfig, tree, "dataset build")
     else:
         raise RequestError("dataset build: give --name and --version, or --request FILE")
@@ -154,9 +160,7 @@ def dataset_validate(arguments: argparse.Namespace) -> None:
     print(
         f"tokens ({origin}): {found.shortest} to {found.longest}, mean {found.mean:.1f}, max_length {found.max_length}"
     )
-    print(
-        f"trained on: {found.trained_tokens} of {found.tokens} tokens ({100 * found.trained_tokens / found.tokens:.1f} %)"
-    )
+    print(f"trained on: {found.trained_tokens} of {found.tokens} tokens ({found.trained_tokens / found.tokens:.1%})")
     if found.too_long:
         raise RetraceError(describe_too_long(found.too_long, found.checked, found.max_length))
 
@@ -346,7 +350,7 @@ def parser() -> Parser:
                 "traces import mine.jsonl")  # fmt: skip
     flag(made, "files", type=Path, nargs="+", metavar="FILE")
     flag(made, "--on-bad-record", choices=("refuse", "quarantine"), default="refuse",
-         help="refuse: one bad record and nothing is imported; quarantine: the good go in, the bad to a file")  # fmt: skip
+         help="refuse: one bad record and nothing goes in; quarantine: the good go in, the bad to a file")  # fmt: skip
     made = verb(
         traces,
         "list",
@@ -389,7 +393,7 @@ def parser() -> Parser:
     flag(made, "--recipe", default="trace_sft_v1", help="trace_sft_v1 (default) or answer_sft_v1, the answer alone")
     flag(made, "--system-instruction", default="", metavar="TEXT", help="put before every prompt")
     flag(made, "--output", type=Path, metavar="F.jsonl", help="default: standard output")
-    made = verb(dataset, "validate", dataset_validate, "Tell what a training file would do: shape, lengths, trained tokens.",
+    made = verb(dataset, "validate", dataset_validate, "What a training file would do: shape, lengths, trained tokens.",
                 "dataset validate duel.jsonl --samples 32")  # fmt: skip
     flag(made, "file", type=Path, metavar="FILE")
     flag(made, "--samples", type=int, default=32, help="examples to measure; 0 means all (default: 32)")
@@ -411,7 +415,7 @@ def parser() -> Parser:
 
     evaluation = group("eval", "Answer an eval set, and compare two evaluations.")
     made = verb(evaluation, "generate", eval_generate, "Answer an eval set with a model, and score the answers.",
-                "eval generate --model runs/duel/checkpoint-final --eval-set high_card_duel_v1 --output after.jsonl")  # fmt: skip
+                "eval generate --model runs/duel/checkpoint-final --eval-set high_card_duel_v1 --output O")  # fmt: skip
     flag(made, "--model", required=True, metavar="base|CHECKPOINT")
     flag(made, "--eval-set", required=True, metavar="E.jsonl", help="a file, or a name in evalsets/")
     flag(made, "--output", type=Path, required=True, metavar="O.jsonl")

@@ -40,6 +40,7 @@ class ItemResult(NamedTuple):
     completion: str
     answer: str
     verdict: str
+    steps: list[str]
     checks: list[StepCheck]
     num_tokens: int
 
@@ -50,6 +51,11 @@ class ItemResult(NamedTuple):
     @property
     def sound(self) -> bool:
         return bool(self.checks) and all(check.correct for check in self.checks)
+
+    @property
+    def unsound(self) -> bool:
+        """Some reasoning was written, and it is not true throughout; an answer alone is no wrong reasoning."""
+        return bool(self.checks and self.steps) and not self.sound
 
     @property
     def first_error(self) -> str:
@@ -71,7 +77,8 @@ class Results(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Figures of one model. `checked` items have steps that could be checked; of these `sound` are true throughout."""
+    """Figures of one model. `checked` items are of a known task; of these `sound` are true in every step, and
+    `no_reasoning` have no step at all."""
 
     n: int
     counts: dict[str, int]
@@ -80,6 +87,7 @@ class Summary(NamedTuple):
     checked: int
     sound: int
     sound_interval: Interval | None
+    no_reasoning: int
     right_answer_wrong_reasoning: int
     wrong_answer_right_reasoning: int
 
@@ -156,8 +164,10 @@ def compare(before: Results, after: Results, rule: VerdictConfig) -> Comparison:
         ],
         fixed=[(b, a) for b, a in pairs if a.correct and not b.correct],
         broken=[(b, a) for b, a in pairs if b.correct and not a.correct],
-        unsound=[item for item in after.items if item.correct and item.checks and not item.sound],
-        step_errors=dict(Counter(check.kind for item in after.items for check in item.checks if not check.correct)),
+        unsound=[item for item in after.items if item.correct and item.unsound],
+        step_errors=dict(
+            Counter(check.kind for item in after.items for check in item.checks if item.steps and not check.correct)
+        ),
     )
 
 
@@ -175,7 +185,8 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
         checked=len(checked),
         sound=sound,
         sound_interval=wilson_interval(sound, len(checked), confidence) if checked else None,
-        right_answer_wrong_reasoning=sum(item.correct and not item.sound for item in checked),
+        no_reasoning=sum(not item.steps for item in checked),
+        right_answer_wrong_reasoning=sum(item.correct and item.unsound for item in checked),
         wrong_answer_right_reasoning=sum(item.sound and not item.correct for item in checked),
     )
 
@@ -188,6 +199,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
         return {
             "accuracy": summary.accuracy, "interval": list(summary.interval), **summary.counts,
             "steps_checked": summary.checked, "all_steps_correct": summary.sound,
+            "no_reasoning": summary.no_reasoning,
             "right_answer_wrong_reasoning": summary.right_answer_wrong_reasoning,
         }  # fmt: skip
 
@@ -220,6 +232,7 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
         completion=record["completion"],
         answer=_text(record, "final_answer"),
         verdict=record["verdict"],
+        steps=steps,
         checks=task.check_steps(meta["state"], steps) if task else [],
         num_tokens=record["num_tokens"],
     )

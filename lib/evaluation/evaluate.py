@@ -66,7 +66,7 @@ def _complete(
 
 
 def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, str]) -> dict[str, Any]:
-    """A trace of what the model said. A trace must have steps and an answer; where the completion has none, it says so."""
+    """A trace of what the model said; where the completion has no steps or no answer, the trace says that."""
     scored = score(text, item.expected_answer, completion.truncated)
     steps = [("step", step) for step in reasoning_steps(text)] or [("completion", text or NO_TEXT)]
     meta = about | {"eval_id": item.id, "category": item.category, "expected_answer": item.expected_answer}

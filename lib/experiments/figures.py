@@ -53,7 +53,7 @@ def accuracy_figure(comparison: Comparison) -> Figure:
                     100 * side.accuracy, place + shift, xerr=[[100 * max(low, 0)], [100 * max(high, 0)]], fmt=marker,
                     color=color, capsize=3, label=label if place == 0 else None,
                 )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [f"{name} (n = {before.n})" for name, before, _ in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [f"{_label(name)} (n = {before.n})" for name, before, _ in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlim(-2, 102)
         axes.set_xlabel(f"accuracy (%), with {100 * (1 - comparison.rule.alpha):g} % interval")
@@ -66,7 +66,8 @@ def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 0.8 + 0.3 * len(labels)), layout="constrained")
         axes = figure.subplots()
-        axes.barh(list(labels), list(values), color=AFTER)
+        axes.barh(range(len(labels)), list(values), color=AFTER)
+        axes.set_yticks(range(len(labels)), map(_label, labels))
         axes.invert_yaxis()
         axes.set_xlabel(xlabel)
         return figure
@@ -99,3 +100,9 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _label(text: str) -> str:
+    """What fits beside the axis: one line of at most 40 characters."""
+    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
+    return line if len(line) <= 40 else f"{line[:39]}…"

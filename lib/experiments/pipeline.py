@@ -46,7 +46,7 @@ def run_pipeline(config: Config, name: str = "", say: Callable[[str], None] = pr
     except BaseException as failure:
         status, error = "failed", str(failure) or type(failure).__name__
         if isinstance(failure, KeyboardInterrupt):
-            status, error = "interrupted", f"interrupted in {list(wall_s)[-1]}"
+            status, error = "interrupted", f"interrupted in {run.state.get('stage', 'its first moment')}"
         raise
     finally:
         _close(run, status, wall_s, error)

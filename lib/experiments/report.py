@@ -110,7 +110,11 @@ def markdown(comparison: Comparison) -> str:
                     for name in comparison.before_summary.counts
                 ],
                 [f"all steps true ({confidence} interval)", *map(_sound, _sides(comparison))],
-                ["right answer, wrong reasoning", *map(_unsound, _sides(comparison))],
+                ["no reasoning written", *(_checkable(side, side.no_reasoning) for side in _sides(comparison))],
+                [
+                    "right answer, wrong reasoning",
+                    *(_checkable(side, side.right_answer_wrong_reasoning) for side in _sides(comparison)),
+                ],
             ],
         ),
         f"Paired difference: {percent(comparison.paired.difference, signed=True)} "
@@ -157,15 +161,15 @@ def _sound(side: Summary) -> str:
     return f"{side.sound} of {side.checked} ({interval(side.sound_interval)})" if side.checked else "not checkable"
 
 
-def _unsound(side: Summary) -> str:
-    return str(side.right_answer_wrong_reasoning) if side.checked else "not checkable"
+def _checkable(side: Summary, count: int) -> str:
+    return str(count) if side.checked else "not checkable"
 
 
 def _step_errors(comparison: Comparison) -> str:
     if not comparison.after_summary.checked:
         return ""
     if not comparison.step_errors:
-        return "## Reasoning steps\n\nEvery step of every completion after training is true."
+        return "## Reasoning steps\n\nEvery step that the tuned model wrote is true."
     rows = sorted(comparison.step_errors.items(), key=lambda row: -row[1])
     return "## Reasoning steps that were wrong after training\n\n" + _table(["step", "times"], rows)
 

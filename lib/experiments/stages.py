@@ -43,6 +43,10 @@ def datasets() -> Path:
 def make_traces(config: Config) -> Added:
     """Play the episodes that the configuration asks for, and keep their traces; those kept already add nothing."""
     if not config.traces.game:
+        if not store().count():
+            raise RequestError(
+                f"store {store().folder}: holds no trace, and traces.game asks for none; generate or import traces first"
+            )
         return Added(0, 0)
     game = TASKS[config.traces.game]
     return store().add(game.generate(config.traces.count, config.traces.seed))

@@ -81,9 +81,16 @@ def test_a_right_answer_with_a_wrong_step_is_counted_and_shown_with_its_first_wr
 
 
 def test_missing_steps_are_wrong_steps(tmp_path):
-    found = compared(tmp_path, items("wrong"), [item(0, "correct", NO_STEPS)])
-    assert found.unsound[0].first_error == "step 1 (legal_move): the step is missing"
-    assert sum(found.step_errors.values()) == len(TRUE_STEPS)
+    found = compared(tmp_path, items("wrong"), [item(0, "correct", render_response(TRUE_STEPS[:2], DEAL.result))])
+    assert found.unsound[0].first_error == "step 3 (opponent_card): the step is missing"
+    assert found.step_errors == {"opponent_card": 1, "unseen": 1, "comparison": 1}
+
+
+def test_an_answer_without_reasoning_is_counted_apart_and_is_no_wrong_reasoning(tmp_path):
+    found = compared(tmp_path, items("wrong", "wrong"), [item(0, "correct", NO_STEPS), item(1, "correct")])
+    assert (found.after_summary.no_reasoning, found.after_summary.right_answer_wrong_reasoning) == (1, 0)
+    assert (found.after_summary.checked, found.after_summary.sound) == (2, 1)
+    assert found.unsound == [] and found.step_errors == {}
 
 
 def test_steps_of_an_unknown_task_are_not_checked_and_not_called_sound(tmp_path):

@@ -28,13 +28,22 @@ def eval_set(tmp_path_factory: pytest.TempPathFactory) -> EvalSet:
 
 
 @pytest.fixture(scope="module")
-def records(small_model: Model, eval_set: EvalSet) -> list[dict]:
-    return answer_eval_set(small_model, eval_set, CONFIG, "toy (base)")
+def talker(small_model: Model) -> Model:
+    """The small model with a louder layer: else it would repeat its last token whatever it was asked."""
+    layers = jax.tree.map(lambda leaf: leaf * 5, small_model.params["layers"])
+    return small_model._replace(params=small_model.params | {"layers": layers})
+
+
+@pytest.fixture(scope="module")
+def records(talker: Model, eval_set: EvalSet) -> list[dict]:
+    found = answer_eval_set(talker, eval_set, CONFIG, "toy (base)")
+    assert len({record["completion"] for record in found}) > 1
+    return found
 
 
 @pytest.fixture(scope="module")
 def nul_model(small_model: Model) -> Model:
-    """One that writes nothing but the byte 0: the embedding of every other token points away from all it can say."""
+    """One that writes nothing but the byte 0: its embedding is twice every other, and no layer adds to it."""
     zero = small_model.tokenizer.encode("\0")
     assert len(zero) == 1
     embedding = small_model.params["embedding"]
@@ -43,7 +52,7 @@ def nul_model(small_model: Model) -> Model:
     return small_model._replace(params=jax.tree.map(lambda leaf: leaf * 0, small_model.params) | {"embedding": same})
 
 
-def test_every_item_is_answered_once_in_order_with_its_score(records, eval_set, small_model):
+def test_every_item_is_answered_once_in_order_with_its_score(records, eval_set, talker):
     assert [record["meta"]["eval_id"] for record in records] == [item.id for item in eval_set.items]
     for record, item in zip(records, eval_set.items, strict=True):
         truncated = record["verdict"] == "truncated"
@@ -52,7 +61,7 @@ def test_every_item_is_answered_once_in_order_with_its_score(records, eval_set, 
         assert record["final_answer"] == (scored.answer or NO_ANSWER)
         assert record["num_tokens"] <= CONFIG.max_new_tokens
         assert record["prompt"] == item.prompt and record["meta"]["expected_answer"] == item.expected_answer
-        assert record["meta"]["weights_sha256"] == small_model.weights_sha256
+        assert record["meta"]["weights_sha256"] == talker.weights_sha256
         assert record["meta"]["eval_set_sha256"] == eval_set.sha256
 
 
@@ -78,32 +87,34 @@ def test_the_output_reads_back_for_the_comparison(records, tmp_path):
     assert [bool(item.checks) for item in results.items] == [True] * 4 + [False]
 
 
-def test_the_same_call_twice_writes_the_same_bytes(records, small_model, eval_set, tmp_path):
+def test_the_same_call_twice_writes_the_same_bytes(records, talker, eval_set, tmp_path):
     write_results(tmp_path / "one.jsonl", records)
-    write_results(tmp_path / "two.jsonl", answer_eval_set(small_model, eval_set, CONFIG, "toy (base)"))
+    write_results(tmp_path / "two.jsonl", answer_eval_set(talker, eval_set, CONFIG, "toy (base)"))
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes() != b""
 
 
 @pytest.mark.parametrize("limit, answered", [(1, 1), (3, 3), (5, 5), (9, 5), (None, 5)])
 def test_the_limit_takes_the_head_of_the_set_and_changes_no_answer(
-    records, small_model, eval_set, limit: int | None, answered: int
+    records, talker, eval_set, limit: int | None, answered: int
 ):
     config = EvaluationConfig(limit=limit, batch_size=4, max_new_tokens=6)
-    assert answer_eval_set(small_model, eval_set, config, "toy (base)") == records[:answered]
+    assert answer_eval_set(talker, eval_set, config, "toy (base)") == records[:answered]
 
 
 def test_f8_nul_never_appears_and_what_has_no_answer_says_so(nul_model, eval_set, tmp_path):
     found = answer_eval_set(nul_model, eval_set, CONFIG, "nul")
     assert {record["completion"] for record in found} == {"\N{REPLACEMENT CHARACTER}" * CONFIG.max_new_tokens}
-    assert {record["verdict"] for record in found} == {"truncated"} and {r["final_answer"] for r in found} == {NO_ANSWER}
+    assert {record["verdict"] for record in found} == {"truncated"} and {r["final_answer"] for r in found} == {
+        NO_ANSWER
+    }
     write_results(tmp_path / "out.jsonl", found)
     written = (tmp_path / "out.jsonl").read_bytes()
     assert b"\0" not in written and b"\\u0000" not in written
     assert all(isinstance(record, Accepted) for record in read_traces(tmp_path / "out.jsonl"))
 
 
-def test_the_system_instruction_reaches_the_model(small_model, eval_set, records):
-    told = answer_eval_set(small_model, eval_set, CONFIG, "toy (base)", "Reason step by step, and then once more.")
+def test_the_system_instruction_reaches_the_model(talker, eval_set, records):
+    told = answer_eval_set(talker, eval_set, CONFIG, "toy (base)", "Reason step by step, and then once more.")
     assert [record["prompt"] for record in told] == [record["prompt"] for record in records]
     assert told != records
 

@@ -1,0 +1,280 @@
+"""The whole job for real, as small as it can be: what a run leaves behind, and how it ends when a notebook does not."""
+
+import io
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from lib.__main__ import main
+from lib.config import load_config, to_dict
+from lib.data.dataset import load_dataset
+from lib.data.importing import Accepted, read_traces
+from lib.errors import RequestError
+from lib.evaluation.compare import read_results
+from lib.evaluation.evalsets import load_eval_set
+from lib.experiments import pipeline
+from lib.experiments.pipeline import STAGES, run_pipeline
+from lib.experiments.run import Run, open_run
+from lib.files import repository_root, sha256_file
+
+pytestmark = pytest.mark.slow
+
+STAGE_NAMES = ["01_traces", "02_dataset", "04_evaluate_before", "03_train", "04_evaluate_after", "05_compare"]
+SMALL = [
+    "traces.count=40", "training.num_steps=3", "training.warmup_steps=1", "training.per_device_batch_size=2",
+    "training.log_every=1", "training.eval_every=3", "training.checkpoint_every=2", "evaluation.limit=4",
+    "evaluation.batch_size=4", "evaluation.max_new_tokens=6",
+]  # fmt: skip
+RUN = ["run", "configs/smoke.yaml", *(word for change in SMALL for word in ("--set", change))]
+
+
+class Done(NamedTuple):
+    """A run that came to its end: its exit status, what it printed, its home and its folder."""
+
+    status: int
+    printed: str
+    home: Path
+    folder: Path
+
+    @property
+    def manifest(self) -> dict:
+        return json.loads((self.folder / "run_manifest.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    home, printed = tmp_path_factory.mktemp("home"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRACE_HOME", str(home))
+        # the second evaluation is the same program as the first
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        with redirect_stdout(printed):
+            status = main([*RUN, "--name", "toy"])
+    [folder] = home.glob("*_toy")
+    yield Done(status, printed.getvalue(), home, folder)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_ends_well_and_prints_its_conclusion(done):
+    assert done.status == 0
+    sentence = done.manifest["metrics"]["evaluation"]["sentence"]
+    *_, conclusion, report, reproduce = done.printed.splitlines()
+    assert conclusion == sentence and sentence.endswith(".")
+    assert report == f"Report: {done.folder / 'report.html'}"
+    assert reproduce == f"Reproduce: python -m lib run {done.folder / 'config.yaml'}"
+    assert [line.split()[0] for line in done.printed.splitlines()[1:7]] == STAGE_NAMES
+
+
+def test_the_manifest_is_the_last_file_and_names_every_other_with_its_hash(done):
+    assert done.manifest["status"] == "done" and "error" not in done.manifest
+    assert set(done.manifest["artifacts"]) == files(done.folder) - {"run_manifest.json"}
+    for name, recorded in done.manifest["artifacts"].items():
+        file = done.folder / name
+        assert recorded == {"sha256": sha256_file(file), "bytes": file.stat().st_size}, name
+    times = {file.stat().st_mtime_ns for file in done.folder.rglob("*") if file.is_file()}
+    assert (done.folder / "run_manifest.json").stat().st_mtime_ns == max(times)
+    assert not (done.folder / "state.json").exists()
+
+
+def test_every_notebook_is_there_executed_to_its_end_and_readable_as_a_page(done):
+    assert [stage.name for stage in STAGES] == STAGE_NAMES
+    for name in STAGE_NAMES:
+        notebook = nbformat.read(done.folder / f"{name}.ipynb", as_version=4)
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+        conclusion = json.loads((done.folder / "stages" / f"{name}.json").read_bytes())["sentence"]
+        assert cells[-1].outputs[0].data["text/markdown"] == conclusion and conclusion in done.printed
+        page = BeautifulSoup((done.folder / f"{name}.html").read_text(), "html.parser")
+        assert not page.find_all(["script", "iframe", "link"]) and page.find("h1")
+        assert all(image.get("alt") for image in page.find_all("img"))
+        assert conclusion.split(";")[0].split(",")[0] in page.get_text()
+
+
+def test_the_reports_say_the_verdict_of_the_manifest(done):
+    evaluation = done.manifest["metrics"]["evaluation"]
+    assert evaluation == json.loads((done.folder / "comparison.json").read_bytes())
+    assert f"**{evaluation['sentence']}**" in (done.folder / "delta_report.md").read_text()
+    page = BeautifulSoup((done.folder / "report.html").read_text(), "html.parser")
+    assert page.select_one(".verdict p").get_text() == evaluation["sentence"]
+    for said in (done.folder.name, done.manifest["run_id"], done.manifest["metrics"]["weights_sha256"]):
+        assert said in page.get_text()
+
+
+def test_the_manifest_tells_what_went_in(done):
+    manifest = done.manifest
+    dataset = load_dataset(done.home / "datasets", "smoke-v1")
+    assert manifest["dataset_key"] == dataset.key
+    assert manifest["inputs"]["dataset"] == {"key": "smoke-v1", "content_sha256": dataset.manifest["content_sha256"]}
+    eval_set = load_eval_set(repository_root() / "evalsets" / "high_card_duel_v1.jsonl")
+    assert manifest["inputs"]["eval_set"] == {"name": eval_set.name, "sha256": eval_set.sha256}
+    assert manifest["config"] == to_dict(load_config("configs/smoke.yaml", SMALL))
+    assert manifest["config"] == to_dict(load_config(done.folder / "config.yaml"))
+    assert manifest["training_config"] == manifest["config"]["training"]
+    assert (manifest["recipe"], manifest["seed"]) == ("trace_sft_v1", 7)
+    assert uuid.UUID(manifest["run_id"]) and manifest["created_at"] < manifest["finished_at"]
+    assert manifest["artifacts_path"] == done.folder.name
+    assert list(manifest["wall_s"]) == STAGE_NAMES and all(seconds > 0 for seconds in manifest["wall_s"].values())
+    assert any(line.startswith("jax==") for line in manifest["environment"])
+
+
+def test_the_manifest_tells_what_was_learned(done):
+    model = json.loads((done.folder / "checkpoint-final" / "model.json").read_bytes())
+    metrics = done.manifest["metrics"]
+    assert metrics["weights_sha256"] == model["weights_sha256"] and len(model["weights_sha256"]) == 64
+    assert metrics["training"]["steps"] == 3 and done.manifest["fingerprint"] == model["fingerprint"]
+    lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1]["loss"] == metrics["training"]["loss"]
+    before, after = (read_results(done.folder / f"eval_{name}.jsonl") for name in ("before", "after"))
+    assert after.weights_sha256 == model["weights_sha256"] == done.manifest["metrics"]["weights_sha256"]
+    assert before.weights_sha256 != after.weights_sha256
+
+
+def test_no_path_of_this_machine_is_in_the_manifest(done):
+    text = (done.folder / "run_manifest.json").read_text()
+    assert str(done.home) not in text and str(repository_root()) not in text
+
+
+def test_evaluations_have_the_limit_and_import_back(done):
+    for name in ("before", "after"):
+        records = list(read_traces(done.folder / f"eval_{name}.jsonl"))
+        assert len(records) == 4 and all(isinstance(record, Accepted) for record in records)
+
+
+def test_nothing_temporary_stays(done):
+    hidden = {name for name in files(done.home) if "/." in f"/{name}"}
+    assert hidden == {"store/.lock"}
+
+
+def test_runs_list_and_show_tell_of_it(done, monkeypatch, capsys):
+    monkeypatch.setenv("RETRACE_HOME", str(done.home))
+    assert main(["runs", "list"]) == 0
+    listed = capsys.readouterr().out.split(maxsplit=2)
+    sentence = done.manifest["metrics"]["evaluation"]["sentence"]
+    assert listed == [done.folder.name, "done", f"{sentence}\n"]
+    assert main(["runs", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"run": done.folder.name, "status": "done", "verdict": sentence}]
+    for name in (done.folder.name, str(done.folder)):
+        assert main(["runs", "show", name]) == 0
+        shown = capsys.readouterr().out
+        assert sentence in shown and done.manifest["metrics"]["weights_sha256"] in shown
+    assert main(["runs", "show", done.folder.name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == done.manifest
+
+
+def test_a_run_that_is_done_is_not_opened_again(done):
+    with pytest.raises(RequestError, match="not a run folder at work"):
+        open_run("configs/smoke.yaml", str(done.folder))
+
+
+# ---- runs that fail ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source, error",
+    [
+        pytest.param("raise ValueError('first')", "ValueError: first", id="f17"),
+        pytest.param("import sys; sys.exit(0)", "the notebook ended before its last cell", id="f19"),
+        pytest.param("import os; os.kill(os.getpid(), 9)", "Kernel died", id="f18"),
+    ],
+)
+def test_f17_f18_f19_a_notebook_that_does_not_end_makes_the_run_failed(source, error, repository_with, home, capsys):
+    repository_with("01_traces", "verify", source)
+    assert main([*RUN, "--name", "toy"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    [folder] = home.glob("*_toy")
+    manifest = json.loads((folder / "run_manifest.json").read_bytes())
+    assert len(said) == 1 and said[0] == f"error: {manifest['error']}"
+    assert manifest["status"] == "failed" and error in manifest["error"]
+    assert manifest["error"].startswith("01_traces: ") and "01_traces.ipynb" in manifest["error"]
+    notebook = nbformat.read(folder / "01_traces.ipynb", as_version=4)
+    texts = {cell.id: str(cell.get("outputs")) for cell in notebook.cells}
+    assert "traces added" in texts["generate"] and texts["conclusion"] == "[]"
+    assert "traces added" in (folder / "01_traces.html").read_text()
+    assert set(manifest["artifacts"]) >= {"01_traces.ipynb", "01_traces.html", "config.yaml"}
+    assert not (folder / "stages" / "01_traces.json").exists() and not list(folder.glob("02_*"))
+    assert list(manifest["wall_s"]) == ["01_traces"] and not (folder / "state.json").exists()
+    assert manifest["metrics"] == {"training": None, "weights_sha256": None, "evaluation": None}
+    main(["runs", "list"])
+    assert f"{folder.name}  " in (listed := capsys.readouterr().out) and "failed" in listed
+
+
+@pytest.mark.parametrize(
+    "failure, status", [(OSError(28, "No space left on device"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
+@pytest.mark.parametrize("at", [0, len(STAGE_NAMES) - 1], ids=["first stage", "last stage"])
+def test_f21_f28_no_run_is_done_that_was_stopped_by_whatever(failure, status, at, monkeypatch, home):
+    def execute(stage, run: Run) -> str:
+        if stage.name == STAGE_NAMES[at]:
+            raise failure
+        return "done"
+
+    monkeypatch.setattr(pipeline, "execute", execute)
+    with pytest.raises(type(failure)):
+        run_pipeline(load_config("configs/smoke.yaml"), "toy", say=lambda line: None)
+    [folder] = home.glob("*_toy")
+    manifest = json.loads((folder / "run_manifest.json").read_bytes())
+    assert manifest["status"] == status and manifest["error"]
+    assert not (folder / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("evaluation.eval_set=absent_v1", "eval set absent_v1: no such file"),
+        ("model.name=someone/absent", "model someone/absent: not on this machine"),
+        ("training.num_stepz=1", "did you mean training.num_steps?"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_before_a_folder_is_made(change, said, home, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main([*RUN, "--set", change]) == 2
+    assert said in capsys.readouterr().err and not home.exists()
+
+
+def test_f39_a_hostile_name_makes_no_folder(home, capsys):
+    for name in ("../x", "/tmp/x", "a b", "{x}", "x" * 300):
+        assert main([*RUN, "--name", name]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 5 and not home.exists()
+
+
+# ---- notebooks alone --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_runs_folder() -> Iterator[None]:
+    """The runs/ of the repository is as it was when the test is over."""
+
+    def listing() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (repository_root() / "runs").glob("by_hand_*")}
+
+    before = listing()
+    yield
+    assert listing() == before
+
+
+@pytest.mark.parametrize("name", ["01_traces", "02_dataset", "05_compare"])
+def test_a_notebook_runs_alone_under_plain_papermill(name, home, tmp_path, own_runs_folder):
+    command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb")]
+    done = subprocess.run(command, cwd=repository_root(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    [folder] = home.glob("by_hand_smoke_*")
+    sentence = json.loads((folder / "stages" / f"{name}.json").read_bytes())["sentence"]
+    assert notebook.cells[-1].outputs[0].data["text/markdown"] == sentence
+    if name == "05_compare":  # which is all of the job
+        assert "on 32 items" in sentence and (folder / "report.html").is_file()
+        assert json.loads((folder / "comparison.json").read_bytes())["sentence"] == sentence
