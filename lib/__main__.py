@@ -281,7 +281,12 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        """What a verb does not know is its own error, so that the hint comes from its flags."""
+        """What a verb does not know is told by that verb, and before what it misses: the hint is the flag meant."""
+        known = {flag for action in self._actions for flag in action.option_strings}
+        words = [word.split("=")[0] for word in (sys.argv[1:] if args is None else args)]
+        strange = [word for word in words if word.startswith("--") and word not in known]
+        if strange and not self._subparsers:
+            self.error(f"unrecognized arguments: {' '.join(strange)}")
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")

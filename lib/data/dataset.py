@@ -34,10 +34,12 @@ from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, shown, 
 
 SCHEMA_VERSION = "1.0"
 HELD_OUT_PERCENT = 5
-MANIFEST_KEYS = {
-    "dataset_key", "created_at", "filters", "selection_strategy", "seed", "limit", "trace_count", "split", "dropped",
-    "content_sha256", "files",
-}  # fmt: skip
+# What must be equal for a key to mean the same dataset, and what a manifest must have at least.
+COMPARED = (
+    "dataset_name", "dataset_version", "filters", "selection_strategy", "seed", "limit", "trace_count",
+    "content_sha256",
+)  # fmt: skip
+MANIFEST_KEYS = {"dataset_key", "created_at", "split", "dropped", "files", *COMPARED}
 
 
 class Dataset(NamedTuple):
@@ -242,7 +244,7 @@ def _same_or_refuse(found: Dataset, wanted: dict[str, Any]) -> Dataset:
     """What is there, where it is what was asked for; the key of other content is refused with the difference."""
     differs = [
         f"{name} {_short(found.manifest[name])} there, {_short(wanted[name])} asked for"
-        for name in ("filters", "selection_strategy", "seed", "limit", "trace_count", "content_sha256")
+        for name in COMPARED
         if found.manifest[name] != wanted[name]
     ]
     if differs:

@@ -79,8 +79,8 @@ def export_lines(
 def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: str = "") -> list[Example]:
     """The training items of a file in any of the four formats, in order. Raises RequestError for what is none.
 
-    What is rendered already is taken as it stands, so it must have been rendered as `recipe` and
-    `system_instruction` say; a file that was not is refused.
+    What is rendered already is taken as it stands: reasoning where the recipe is the answer alone, and a prompt
+    without the system instruction, are refused, as training would not be what the configuration says.
     """
     examples, problems = [], []
     for number, line in _lines(path):

@@ -66,7 +66,7 @@ def execute(stage: Stage, run: Run) -> str:
             papermill.execute_notebook(
                 nbformat.read(source, as_version=4), _literal(scratch), parameters,
                 kernel_name="python3", cwd=str(source.parent), progress_bar=False,
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],
             )  # fmt: skip
     except papermill.PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"

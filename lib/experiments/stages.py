@@ -45,7 +45,7 @@ def make_traces(config: Config) -> Added:
     if not config.traces.game:
         if not store().count():
             raise RequestError(
-                f"store {store().folder}: holds no trace, and traces.game asks for none; generate or import traces first"
+                f"store {store().folder}: holds no trace, and traces.game asks for none; generate or import some first"
             )
         return Added(0, 0)
     game = TASKS[config.traces.game]

@@ -11,8 +11,9 @@ from lib.data.export import read_examples
 from lib.data.renderer import Example
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import describe_too_long, validate_examples
-from lib.errors import RequestError
+from lib.errors import RequestError, RetraceError
 from lib.experiments.manifest import hash_files, save_patch, write_manifest
+from lib.experiments.run import MANIFEST
 from lib.files import sha256_file, shown_path
 from lib.trace import utc_now
 
@@ -45,10 +46,17 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
             raise RequestError(f"{output}: holds a training run on other data; give another output folder")
         tokenizer.save(tokenizer_file)
     model = base_model(config.model.name, config.training.seed, tokenizer_file)
+    (output / MANIFEST).unlink(missing_ok=True)  # of a dry run or a failure; the new one comes last
     save_patch(output)
-    result = train(model, examples, config, output, on_metrics)
+    try:
+        result = train(model, examples, config, output, on_metrics)
+    except RequestError:
+        raise
+    except RetraceError as failure:
+        _write_manifest(config, data, output, "failed", fingerprint(), error=str(failure))
+        raise
     metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
-    _write_manifest(config, data, output, "done", metrics, {"train": result.seconds}, fingerprint())
+    _write_manifest(config, data, output, "done", fingerprint(), metrics, {"train": result.seconds})
     return result
 
 
@@ -61,7 +69,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     from lib.model.weights import find_released, is_from_scratch, model_config
     from lib.training.fingerprint import fingerprint
 
-    if (output / "run_manifest.json").is_file() or (output / "checkpoint-final").exists():
+    if (output / "checkpoints").exists() or (output / "checkpoint-final").exists():
         raise RequestError(f"{output}: holds a run already; give another --output")
     examples = read_examples(data, config.recipe, config.system_instruction)
     if all(is_held_out(example.prompt) for example in examples):
@@ -91,12 +99,19 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         lines.append(
             f"model: {config.model.name}, {parameter_count(model_config(config.model.name, tokenizer)):,} parameters"
         )
-    _write_manifest(config, data, output, "dry_run", {}, {}, fingerprint())
+    _write_manifest(config, data, output, "dry_run", fingerprint())
     return lines
 
 
 def _write_manifest(
-    config: Config, data: Path, output: Path, status: str, metrics: dict, wall_s: dict, fingerprint: dict[str, Any]
+    config: Config,
+    data: Path,
+    output: Path,
+    status: str,
+    fingerprint: dict[str, Any],
+    metrics: dict[str, Any] | None = None,
+    wall_s: dict[str, float] | None = None,
+    error: str = "",
 ) -> None:
     now = utc_now()
     write_manifest(
@@ -106,7 +121,8 @@ def _write_manifest(
         identity={"run_id": str(uuid.uuid4()), "created_at": now},
         inputs={"data": {"file": data.name, "sha256": sha256_file(data)}},
         artifacts=hash_files(output),
-        metrics=metrics,
-        wall_s=wall_s,
+        metrics=metrics or {},
+        wall_s=wall_s or {},
         fingerprint=fingerprint,
+        error=error,
     )

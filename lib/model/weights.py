@@ -128,6 +128,11 @@ def find_released(name: str) -> Path:
 def _released_model(name: str, folder: Path) -> Model:
     config = _released_config(name, folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise RequestError(
+            f"model {name}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {config.vocab_size}; "
+            f"{folder} does not belong together"
+        )
     graph, shapes = _abstract(config)
     return Model(name, config, graph, _released_params(folder, config, shapes), tokenizer)
 

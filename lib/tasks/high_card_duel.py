@@ -28,7 +28,6 @@ from lib.trace import Trace, make_trace
 NAME = "high_card_duel"
 SUITS = ["spades", "hearts", "diamonds", "clubs"]
 RANKS = ["ace", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "jack", "queen", "king"]
-UNSEEN = 51
 
 
 class Card(NamedTuple):

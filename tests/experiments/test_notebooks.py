@@ -15,6 +15,7 @@ from lib.errors import RequestError
 from lib.experiments.notebooks import Stage, check_parameters, execute, render
 from lib.experiments.pipeline import STAGES
 from lib.experiments.run import create_run
+from lib.experiments.stages import make_traces
 from lib.files import repository_root
 
 FOLDER = repository_root() / "notebooks"
@@ -217,3 +218,9 @@ def test_f43_the_page_of_a_committed_notebook_has_no_script_and_no_address(name)
     soup = BeautifulSoup(render(Path(FOLDER / f"{name}.ipynb")), "html.parser")
     assert not soup.find_all(["script", "iframe", "link", "base"]) and soup.find("h1")
     assert not [tag for tag in soup.find_all(["a", "img"]) if "//" in (tag.get("href") or tag.get("src") or "")]
+
+
+def test_an_empty_store_is_told_of_where_no_game_is_asked_for(home):
+    with pytest.raises(RequestError, match="holds no trace, and traces.game asks for none"):
+        make_traces(Config("toy", DatasetConfig("toy", "v1")))
+    assert not home.exists()

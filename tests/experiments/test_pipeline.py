@@ -29,10 +29,10 @@ from lib.files import repository_root, sha256_file
 pytestmark = pytest.mark.slow
 
 STAGE_NAMES = ["01_traces", "02_dataset", "04_evaluate_before", "03_train", "04_evaluate_after", "05_compare"]
+# Shapes stay those of the smoke configuration, so that what is compiled here serves the notebooks alone, too.
 SMALL = [
-    "traces.count=40", "training.num_steps=3", "training.warmup_steps=1", "training.per_device_batch_size=2",
-    "training.log_every=1", "training.eval_every=3", "training.checkpoint_every=2", "evaluation.limit=4",
-    "evaluation.batch_size=4", "evaluation.max_new_tokens=6",
+    "training.num_steps=3", "training.warmup_steps=1", "training.log_every=1", "training.eval_every=3",
+    "training.checkpoint_every=2", "evaluation.limit=4",
 ]  # fmt: skip
 RUN = ["run", "configs/smoke.yaml", *(word for change in SMALL for word in ("--set", change))]
 
@@ -50,18 +50,26 @@ class Done(NamedTuple):
         return json.loads((self.folder / "run_manifest.json").read_bytes())
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    home, printed = tmp_path_factory.mktemp("home"), io.StringIO()
+@pytest.fixture(scope="module", autouse=True)
+def kernels_compile_once(compiled_once: None) -> Iterator[None]:
+    """Compiling is most of what a small run does, and the kernels started here compile the same programs."""
+    import jax
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETRACE_HOME", str(home))
-        # the second evaluation is the same program as the first
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        with redirect_stdout(printed):
-            status = main([*RUN, "--name", "toy"])
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    home, printed = tmp_path_factory.mktemp("home"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setenv("RETRACE_HOME", str(home))
+        status = main([*RUN, "--name", "toy"])
     [folder] = home.glob("*_toy")
-    yield Done(status, printed.getvalue(), home, folder)
+    return Done(status, printed.getvalue(), home, folder)
 
 
 def files(folder: Path) -> set[str]:
@@ -74,7 +82,7 @@ def test_a_run_ends_well_and_prints_its_conclusion(done):
     *_, conclusion, report, reproduce = done.printed.splitlines()
     assert conclusion == sentence and sentence.endswith(".")
     assert report == f"Report: {done.folder / 'report.html'}"
-    assert reproduce == f"Reproduce: python -m lib run {done.folder / 'config.yaml'}"
+    assert reproduce.startswith("Reproduce: ") and reproduce.endswith(f"-m lib run {done.folder / 'config.yaml'}")
     assert [line.split()[0] for line in done.printed.splitlines()[1:7]] == STAGE_NAMES
 
 

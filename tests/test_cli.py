@@ -1,0 +1,520 @@
+"""The command line: every verb done once on a small scale, and every wrong request refused in one line."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lib.__main__ import main
+from lib.data.export import FORMATS
+from lib.data.importing import Accepted, read_traces
+from lib.files import repository_root, sha256_file
+from lib.tasks import high_card_duel
+from lib.trace import parse_trace
+
+# The shapes are those of tests/experiments/test_pipeline.py, so that what is compiled there serves here, too.
+CONFIG = """
+name: duel
+dataset: {dataset_name: duel, dataset_version: v1}
+model: {name: tiny, max_length: 128}
+training:
+  {num_steps: 3, warmup_steps: 1, learning_rate: 3e-3, per_device_batch_size: 8, seed: 7, log_every: 2, eval_every: 3,
+   checkpoint_every: 2}
+evaluation: {eval_set: high_card_duel_v1, limit: 3, batch_size: 32, max_new_tokens: 80}
+"""
+TRACE = {"trace_version": "1.0", "prompt": "1 + 1?", "final_answer": "2", "meta": {"source": "mine"}}
+TRACE |= {"steps": [{"i": 0, "type": "step", "content": "1 + 1 = 2"}]}
+GENERATE = ["traces", "generate", "--game", "high_card_duel"]
+EVALUATE = ["eval", "generate", "--eval-set", "eval_v1", "--output", "o"]
+REQUEST = ["dataset", "build", "--request"]
+BUILD = ["dataset", "build", "--name", "duel", "--version", "v1"]
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture) -> Callable[..., Ended]:
+    def run(*words: object) -> Ended:
+        capfd.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as ended:
+            status = ended.code
+        sys.stdout.flush()
+        return Ended(status, *capfd.readouterr())
+
+    return run
+
+
+def process(*words: object, **environment: str) -> Ended:
+    """The same as a process of its own."""
+    command = [sys.executable, "-m", "lib", *map(str, words)]
+    done = subprocess.run(command, cwd=repository_root(), env=os.environ | environment, capture_output=True, text=True)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(path): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def lines(path: Path, *records: object) -> Path:
+    path.write_text("".join((item if isinstance(item, str) else json.dumps(item)) + "\n" for item in records))
+    return path
+
+
+def weights_of(path: Path) -> set[str]:
+    """Whose answers an evaluation output holds."""
+    return {json.loads(line)["meta"]["weights_sha256"] for line in path.read_text().splitlines()}
+
+
+class Job(NamedTuple):
+    """The whole job done verb by verb: where it was, and what each verb printed."""
+
+    home: Path
+    config: Path
+    data: Path
+    output: Path
+    before: Path
+    after: Path
+    printed: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, compiled_once: None) -> Job:
+    folder, printed = tmp_path_factory.mktemp("job"), {}
+    config = folder / "duel.yaml"
+    config.write_text(CONFIG)
+    made = Job(
+        folder / "home", config, folder / "duel.jsonl", folder / "home" / "duel", folder / "before.jsonl",
+        folder / "after.jsonl", printed,
+    )  # fmt: skip
+    generate = ["eval", "generate", "--eval-set", "high_card_duel_v1", "--config", config]
+    verbs = {
+        "generate": [*GENERATE, "--count", 200, "--seed", 7],
+        "build": [*BUILD, "--filter", "game=high_card_duel", "--strategy", "random", "--seed", 7],
+        "export": ["dataset", "export", "duel-v1", "--format", "tunix_sft", "--output", made.data],
+        "train": ["train", "--config", config, "--data", made.data, "--output", made.output],
+        "before": [*generate, "--model", "base", "--output", made.before],
+        "after": [*generate, "--model", made.output / "checkpoint-final", "--output", made.after],
+        "report": ["eval", "report", "--before", made.before, "--after", made.after, "--output", folder / "delta.md"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRACE_HOME", str(made.home))
+        for name, words in verbs.items():
+            with redirect_stdout(io.StringIO()) as out:
+                assert main([str(word) for word in words]) == 0, name
+            printed[name] = out.getvalue()
+    return made
+
+
+@pytest.fixture
+def in_job(job: Job, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """The job, its home the one of this test."""
+    monkeypatch.setenv("RETRACE_HOME", str(job.home))
+    return job
+
+
+# ---- the job, verb by verb --------------------------------------------------------------------------------
+
+
+def test_each_verb_says_what_it_did_and_where(job):
+    assert "200 traces added, 0 were there already; the store holds 200" in job.printed["generate"]
+    assert job.printed["build"].startswith("duel-v1: ") and "asked in eval set" in job.printed["build"]
+    count = len(job.data.read_text().splitlines())
+    assert job.printed["build"].startswith(f"duel-v1: {count} traces")
+    assert job.printed["export"] == f"{count} examples in {job.data}\n"
+    assert "3 steps, loss " in job.printed["train"] and "step      2  loss" in job.printed["train"]
+    assert f"Checkpoint: {job.output / 'checkpoint-final'}" in job.printed["train"]
+    assert "3 items of high_card_duel_v1 answered" in job.printed["before"]
+    verdict, report = job.printed["report"].splitlines()
+    assert f"**{verdict}**" in Path(report.removeprefix("Report: ")).read_text()
+
+
+def test_training_leaves_a_manifest_of_what_it_read_and_wrote(job):
+    manifest = json.loads((job.output / "run_manifest.json").read_bytes())
+    model = json.loads((job.output / "checkpoint-final" / "model.json").read_bytes())
+    assert manifest["status"] == "done" and manifest["artifacts_path"] == "duel"
+    assert manifest["inputs"]["data"] == {"file": "duel.jsonl", "sha256": sha256_file(job.data)}
+    assert manifest["metrics"]["weights_sha256"] == model["weights_sha256"]
+    assert f"weights sha256 {model['weights_sha256']}" in job.printed["train"]
+    for name, recorded in manifest["artifacts"].items():
+        assert sha256_file(job.output / name) == recorded["sha256"]
+    assert {"metrics.jsonl", "tokenizer.json", "checkpoint-final/model.json"} <= set(manifest["artifacts"])
+
+
+def test_training_on_an_exported_dataset_learns_the_tokenizer_that_the_dataset_keeps(job):
+    kept = (job.home / "datasets" / "duel-v1" / "tokenizer.json").read_bytes()
+    assert (job.output / "tokenizer.json").read_bytes() == kept
+    assert (job.output / "checkpoint-final" / "tokenizer.json").read_bytes() == kept
+
+
+def test_the_base_that_is_evaluated_is_the_one_that_was_tuned(job):
+    model = json.loads((job.output / "checkpoint-final" / "model.json").read_bytes())
+    assert weights_of(job.before) == {model["inputs"]["base_weights_sha256"]}
+    assert weights_of(job.after) == {model["weights_sha256"]}
+    for path in (job.before, job.after):
+        records = list(read_traces(path))
+        assert len(records) == 3 and all(isinstance(record, Accepted) for record in records)
+
+
+def test_another_seed_is_another_base(in_job, call, tmp_path):
+    words = ["--model", "base", "--eval-set", "high_card_duel_v1", "--config", in_job.config, "--set"]
+    ended = call("eval", "generate", *words, "evaluation.limit=1", "--seed", 8, "--output", tmp_path / "o.jsonl")
+    assert ended.status == 0 and len((tmp_path / "o.jsonl").read_text().splitlines()) == 1
+    assert weights_of(tmp_path / "o.jsonl").isdisjoint(weights_of(in_job.before))
+
+
+def test_training_again_finds_it_done(in_job, call):
+    before = files(in_job.output / "checkpoint-final")
+    ended = call("train", "--config", in_job.config, "--data", in_job.data, "--output", in_job.output)
+    assert ended.status == 0 and "3 steps" in ended.out and "step      2" not in ended.out
+    assert files(in_job.output / "checkpoint-final") == before
+
+
+def test_training_on_other_data_into_the_same_folder_is_refused_and_changes_nothing(in_job, call, tmp_path):
+    other = lines(tmp_path / "other.jsonl", {"id": "a", "prompt": "a?", "response": "Answer: b"})
+    before = files(in_job.output)
+    ended = call("train", "--config", in_job.config, "--data", other, "--output", in_job.output)
+    assert ended.status == 2 and "give another output folder" in ended.err and files(in_job.output) == before
+
+
+def test_a_checkpoint_is_evaluated_without_a_configuration_by_the_defaults(in_job, call, tmp_path, monkeypatch):
+    from lib.evaluation import evaluate
+
+    told = {}
+    monkeypatch.setattr(
+        evaluate, "answer_eval_set", lambda model, items, settings, *rest: told.update(s=settings) or []
+    )
+    words = ["--model", in_job.output / "checkpoint-final", "--eval-set", "eval_v1"]
+    assert call("eval", "generate", *words, "--output", tmp_path / "o.jsonl").status == 0
+    assert (told["s"].limit, told["s"].max_new_tokens) == (None, 256)
+    refused = call("eval", "generate", *words, "--set", "evaluation.limit=1", "--output", tmp_path / "o.jsonl")
+    assert refused.status == 2 and "--set" in refused.err and "--config" in refused.err
+
+
+def test_runs_list_and_show_tell_of_the_training(in_job, call):
+    assert call("runs", "list").out.split() == ["duel", "done"]
+    shown = call("runs", "show", "duel")
+    assert shown.status == 0 and "dataset         duel-v1" in shown.out and "status          done" in shown.out
+    assert json.loads(call("runs", "show", "duel", "--json").out)["status"] == "done"
+
+
+def test_traces_list_and_verify(in_job, call):
+    listed = call("traces", "list", "--limit", 2)
+    assert listed.out.startswith("200 traces in ") and listed.out.count("High Card Duel: ") == 2
+    assert "  game: high_card_duel (200)" in listed.out
+    told = json.loads(call("traces", "list", "--limit", 3, "--json").out)
+    assert told["count"] == 200 and len(told["traces"]) == 3 and told["meta"]["seed"] == {"7": 200}
+    verified = call("traces", "verify")
+    assert (
+        verified.status == 0
+        and "200 traces checked against their engine: 200 true in every step, 0 not" in verified.out
+    )
+
+
+def test_dataset_list_and_validate(in_job, call):
+    listed = call("dataset", "list")
+    assert listed.out.startswith("duel-v1") and len(listed.out.splitlines()) == 1
+    [manifest] = json.loads(call("dataset", "list", "--json").out)
+    assert manifest["dataset_key"] == "duel-v1" and "trace_ids" not in manifest
+    told = call("dataset", "validate", in_job.data, "--samples", 0)
+    count = manifest["trace_count"]
+    assert told.status == 0 and f"{count} examples, each with a user's and a model's turn; {count} measured" in told.out
+    assert "by a tokenizer learned from the file" in told.out
+    short = call("dataset", "validate", in_job.data, "--max-length", 50)
+    assert short.status == 1 and "longer than model.max_length 50" in short.err and len(short.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_to_standard_output_is_pure_jsonl_that_imports_back(format, in_job, call, tmp_path):
+    ended = call("dataset", "export", "duel-v1", "--format", format)
+    assert ended.status == 0 and ended.err == ""
+    records = [json.loads(line) for line in ended.out.splitlines()]
+    assert len(records) == len(in_job.data.read_text().splitlines())
+    again = tmp_path / "home of the import"
+    assert call("--home", again, "traces", "import", lines(tmp_path / "f.jsonl", *records)).status == 0
+    assert f"{len(records)} accepted, 0 rejected" in call("--home", again, "traces", "import", tmp_path / "f.jsonl").out
+
+
+def test_the_same_request_from_a_file_is_the_same_dataset(in_job, call, tmp_path):
+    request = tmp_path / "request.yaml"
+    request.write_text(
+        "{dataset_name: duel, dataset_version: v1, filters: {game: high_card_duel},"
+        " selection_strategy: random, seed: 7}"
+    )
+    before = files(in_job.home)
+    assert call("dataset", "build", "--request", request).out == in_job.printed["build"]
+    assert files(in_job.home) == before
+
+
+def test_a_dataset_key_never_means_other_content(in_job, call):
+    before = files(in_job.home)
+    ended = call(*BUILD, "--filter", "game=high_card_duel", "--limit", 3)
+    assert ended.status == 2 and "already built" in ended.err and len(ended.err.splitlines()) == 1
+    assert files(in_job.home) == before
+
+
+def test_no_match_lists_what_the_store_holds(in_job, call):
+    before = files(in_job.home)
+    ended = call("dataset", "build", "--name", "x", "--version", "v1", "--filter", "game=poker")
+    assert ended.status == 2 and len(ended.err.splitlines()) == 1
+    assert "game='poker'" in ended.err and "'high_card_duel'" in ended.err and files(in_job.home) == before
+
+
+def test_f35_a_damaged_dataset_manifest_is_named(in_job, call, tmp_path, monkeypatch):
+    folder = tmp_path / "home" / "datasets" / "duel-v1"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("RETRACE_HOME", str(tmp_path / "home"))
+    whole = (in_job.home / "datasets" / "duel-v1" / "manifest.json").read_text()
+    for damaged in (whole[:-9], "[]", "{}", whole.replace('"trace_count"', '"count"')):
+        (folder / "manifest.json").write_text(damaged)
+        ended = call("dataset", "list")
+        assert ended.status == 1 and f"{folder}/manifest.json: damaged" in ended.err
+        assert len(ended.err.splitlines()) == 1
+
+
+# ---- dry runs ---------------------------------------------------------------------------------------------
+
+
+def keys(value: object) -> set[str]:
+    if isinstance(value, list):
+        return {key for item in value for key in keys(item)}
+    return set(value) | keys(list(value.values())) if isinstance(value, dict) else set()
+
+
+def test_a_dry_run_says_what_training_would_do_and_has_no_figure(in_job, call, tmp_path):
+    words = ["train", "--config", in_job.config, "--data", in_job.data, "--output", tmp_path / "dry"]
+    ended = call(*words, "--dry-run")
+    assert ended.status == 0 and "3 steps of 8 are" in ended.out and "model: tiny, " in ended.out
+    manifest = json.loads((tmp_path / "dry" / "run_manifest.json").read_bytes())
+    assert manifest["status"] == "dry_run" and manifest["metrics"] == manifest["artifacts"] == {}
+    assert not [key for key in keys(manifest) if "loss" in key] and manifest["wall_s"] == {}
+    assert [path.name for path in (tmp_path / "dry").iterdir()] == ["run_manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (["--set", "model.max_length=50"], "longer than model.max_length 50"),
+        (["--set", "recipe=answer_sft_v1"], "the recipe is answer_sft_v1"),
+        (["--set", "system_instruction=Be brief."], "without the config's system_instruction"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_would_refuse(changes, said, in_job, call, tmp_path):
+    words = ["train", "--config", in_job.config, "--data", in_job.data, "--output", tmp_path / "dry", *changes]
+    for more in ([], ["--dry-run"]):
+        ended = call(*words, *more)
+        assert ended.status == 2 and said in ended.err and len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "dry" / "run_manifest.json").exists()
+
+
+def test_a_dry_run_refuses_examples_that_are_all_held_out(in_job, call, tmp_path):
+    from lib.data.dataset import is_held_out
+
+    prompt = next(f"{number}?" for number in range(1000) if is_held_out(f"{number}?"))
+    data = lines(tmp_path / "held.jsonl", {"id": "a", "prompt": prompt, "response": "Answer: b"})
+    words = ["train", "--config", in_job.config, "--data", data, "--output", tmp_path / "out"]
+    for more in ([], ["--dry-run"]):
+        ended = call(*words, *more)
+        assert ended.status == 2 and "held-out side" in ended.err
+    assert not (tmp_path / "out" / "run_manifest.json").exists()
+
+
+def test_without_the_released_weights_a_dry_run_tells_what_it_cannot_check_and_training_is_refused(in_job, tmp_path):
+    data = tmp_path / "traces.jsonl"
+    assert main(["dataset", "export", "duel-v1", "--format", "trace", "--output", str(data)]) == 0
+    words = ["train", "--config", "configs/sft_tiny.yaml", "--data", data, "--output", tmp_path / "out"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    refused = process(*words, **offline)
+    assert refused.status == 2 and refused.out == "" and len(refused.err.splitlines()) == 1
+    for part in ("google/gemma-2b-it", str(tmp_path / "hf"), "hf download google/gemma-2b-it"):
+        assert part in refused.err
+    assert not (tmp_path / "out").exists()
+    dry = process(*words, "--dry-run", **offline)
+    assert dry.status == 0 and dry.err == ""
+    assert "not checked: weights, and lengths in tokens" in dry.out and "hf download google/gemma-2b-it" in dry.out
+    manifest = json.loads((tmp_path / "out" / "run_manifest.json").read_bytes())
+    assert manifest["status"] == "dry_run" and not [key for key in keys(manifest) if "loss" in key]
+
+
+# ---- traces -----------------------------------------------------------------------------------------------
+
+
+def test_no_persist_prints_the_traces_and_leaves_the_store_alone(call, home, tmp_path):
+    ended = call(*GENERATE, "--count", 3, "--seed", 5, "--no-persist")
+    traces = [parse_trace(line.encode()) for line in ended.out.splitlines()]
+    assert [trace.prompt for trace in traces] == [trace.prompt for trace in high_card_duel.generate(3, 5)]
+    written = call(*GENERATE, "--count", 3, "--seed", 5, "--no-persist", "--output", tmp_path / "t.jsonl")
+    assert written.out == "" and (tmp_path / "t.jsonl").read_text().count("\n") == 3
+    assert ended.status == written.status == 0 and not home.exists()
+
+
+def test_output_beside_the_store_holds_the_same_traces(call, tmp_path):
+    ended = call(*GENERATE, "--count", 3, "--output", tmp_path / "t.jsonl")
+    assert ended.status == 0 and "3 traces added" in ended.out
+    again = call("traces", "import", tmp_path / "t.jsonl")
+    assert "3 lines: 3 accepted, 0 rejected, 0 blank; 0 traces added, 3 were there already" in again.out
+
+
+def test_quarantine_keeps_the_good_and_names_the_file_of_the_bad(call, tmp_path):
+    mixed = lines(tmp_path / "mixed.jsonl", TRACE, '{"cut', TRACE | {"prompt": "1 + 2?"}, "")
+    ended = call("traces", "import", mixed, "--on-bad-record", "quarantine")
+    assert ended.status == 0 and "4 lines: 2 accepted, 1 rejected, 1 blank; 2 traces added" in ended.out
+    [rejected] = [json.loads(line) for line in Path(ended.out.split()[-1]).read_text().splitlines()]
+    assert rejected["line"] == 2 and rejected["raw"] == '{"cut'
+
+
+def test_verify_names_a_false_trace_and_fails(call, tmp_path):
+    [true] = high_card_duel.generate(1, 0)
+    false = json.loads(json.dumps(TRACE | {"prompt": true.prompt, "meta": true.meta}))
+    assert call("traces", "import", lines(tmp_path / "false.jsonl", false)).status == 0
+    ended = call("traces", "verify")
+    assert ended.status == 1 and "step 1 (legal_move)" in ended.out and "0 true in every step, 1 not" in ended.out
+
+
+def test_what_a_terminal_would_obey_is_not_printed(call, tmp_path):
+    bold = TRACE | {"prompt": "\x1b[2J\x1b]0;title\x07", "final_answer": "a\x9b1m", "meta": {"game": "\x1b[31m"}}
+    assert call("traces", "import", lines(tmp_path / "bold.jsonl", bold)).status == 0
+    ended = call("traces", "list")
+    assert ended.status == 0 and all(letter.isprintable() for line in ended.out.splitlines() for letter in line)
+
+
+def test_an_empty_home_lists_nothing_and_stays_empty(call, home):
+    assert call("runs", "list").out.startswith("no run yet")
+    assert call("dataset", "list").out.startswith("no dataset in ")
+    assert call("traces", "list").out.startswith("0 traces in ")
+    assert call("runs", "list", "--json").out == call("dataset", "list", "--json").out == "[]\n"
+    assert call("traces", "verify").status == 0 and not home.exists()
+
+
+# ---- wrong requests ---------------------------------------------------------------------------------------
+
+WRONG = {
+    "misspelt verb": (["trian"], "did you mean train?"),
+    "misspelt verb of a group": (["traces", "improt", "x"], "did you mean import?"),
+    "no verb": ([], "VERB"),
+    "misspelt flag": ([*GENERATE, "--count", "3", "--sede", "1"], "did you mean --seed?"),
+    "flag with a value in it": (["traces", "list", "--limti=3"], "did you mean --limit?"),
+    "unlike any flag": (["traces", "list", "--zzzz"], "see python -m lib traces list --help"),
+    "shortened flag": (["traces", "list", "--lim", "3"], "did you mean --limit?"),
+    "word for a number": ([*GENERATE, "--count", "many"], "invalid int value: 'many'"),
+    "no count": ([*GENERATE, "--count", "0"], "expected at least 1, got 0"),
+    "unknown game": (["traces", "generate", "--game", "poker", "--count", "1"], "expected one of high_card_duel"),
+    "misspelt choice": (["traces", "import", "x", "--on-bad-record", "quarantin"], "did you mean quarantine?"),
+    "missing traces": (["traces", "import", "absent.jsonl"], "absent.jsonl: does not exist"),
+    "bad line": (["traces", "import", "{folder}/bad.jsonl"], "bad.jsonl:2: field record: expected valid JSON"),
+    "empty file": (["traces", "import", "{folder}/empty.jsonl"], "empty.jsonl: holds no trace"),
+    "empty store": ([*BUILD, "--filter", "game=x"], "is empty; generate or import traces first"),
+    "filter without value": ([*BUILD, "--filter", "game"], "expected KEY=VALUE"),
+    "filter of nothing": ([*BUILD, "--filter", "game="], "expected a text"),
+    "random without seed": ([*BUILD, "--strategy", "random"], "requires --seed"),
+    "limit of nothing": ([*BUILD, "--limit", "0"], "limit: expected at least 1, got 0"),
+    "no name": (["dataset", "build", "--version", "v1"], "give --name and --version, or --request FILE"),
+    "hostile key": (["dataset", "build", "--name", "../x", "--version", "v1"], "'../x-v1'"),
+    "request and name": ([*REQUEST, "{folder}/request.yaml", "--name", "x"], "leave out --name"),
+    "request and seed 0": ([*REQUEST, "{folder}/request.yaml", "--seed", "0"], "leave out --seed"),
+    "missing request": ([*REQUEST, "absent.yaml"], "absent.yaml: No such file"),
+    "misspelt key of a request": ([*REQUEST, "{folder}/misspelt.yaml"], "did you mean dataset_name?"),
+    "unknown dataset": (["dataset", "export", "absent-v1", "--format", "trace"], "dataset absent-v1: not built"),
+    "dataset outside": (["dataset", "export", "../../etc", "--format", "trace"], "cannot become a file name"),
+    "missing training file": (["dataset", "validate", "absent.jsonl"], "absent.jsonl: No such file"),
+    "bad training file": (["dataset", "validate", "{folder}/bad.jsonl"], "bad.jsonl:1: "),
+    "missing configuration": (["run", "absent.yaml"], "absent.yaml: no such file; configs/ holds"),
+    "misspelt key": (["run", "configs/smoke.yaml", "--set", "training.num_step=1"], "did you mean training.num_steps?"),
+    "misspelt key of a file": (["run", "{folder}/misspelt.yaml"], "dataset_nmae: no such key"),
+    "wrong type": (["run", "configs/smoke.yaml", "--set", "training.num_steps=many"], "expected a whole number"),
+    "override without value": (["run", "configs/smoke.yaml", "--set", "training"], "expected KEY=VALUE"),
+    "no data": (
+        ["train", "--config", "configs/smoke.yaml", "--data", "absent.jsonl", "--output", "o"], "absent.jsonl: No such",
+    ),
+    "no tokenizer": (
+        [*EVALUATE, "--model", "base", "--config", "configs/smoke.yaml"],
+        "dataset smoke-v1: not built",
+    ),
+    "base of what": ([*EVALUATE, "--model", "base"], "give --config"),
+    "no checkpoint": ([*EVALUATE, "--model", "x"], "x: not a checkpoint"),
+    "no eval set": (["eval", "generate", "--model", "x", "--eval-set", "eval_v9", "--output", "o"], "eval set eval_v9"),
+    "no evaluation": (["eval", "report", "--before", "a", "--after", "b", "--output", "c"], "a: No such file"),
+    "no evaluation output": (
+        ["eval", "report", "--before", "{folder}/bad.jsonl", "--after", "b", "--output", "c"], "bad.jsonl:1: ",
+    ),
+    "no run": (["runs", "show", "absent"], "run absent: no run_manifest.json there"),
+    "output below a file": (
+        [*GENERATE, "--count", "1", "--output", "{folder}/bad.jsonl/x/t.jsonl"], "bad.jsonl/x: Not a directory",
+    ),
+    "output that is a folder": ([*GENERATE, "--count", "1", "--output", "{folder}"], "Is a directory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, said", WRONG.values(), ids=WRONG)
+def test_a_wrong_request_is_one_line_and_writes_nothing(words, said, call, home, tmp_path):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    lines(folder / "bad.jsonl", TRACE, '{"prompt": "cut')
+    (folder / "empty.jsonl").write_text("\n\n")
+    (folder / "request.yaml").write_text("{dataset_name: a, dataset_version: b}")
+    (folder / "misspelt.yaml").write_text("{dataset_nmae: a, dataset_version: b}")
+    before = files(tmp_path)
+    ended = call(*(word.replace("{folder}", str(folder)) for word in words))
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.startswith("error: ") and said in ended.err and ended.err.count("\n") == 1
+    assert files(tmp_path) == before and not home.exists() and not Path("o").exists()
+
+
+def test_a_home_that_cannot_be_written_is_one_line(call, tmp_path):
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    for words in ([*GENERATE, "--count", "1"], ["run", "configs/smoke.yaml"]):
+        ended = call("--home", occupied, *words)
+        assert ended.status == 2 and str(occupied) in ended.err and ended.err.count("\n") == 1
+    assert files(tmp_path) == {str(occupied): sha256_file(occupied)}
+
+
+def test_home_moves_everything(call, home, tmp_path):
+    assert call("--home", tmp_path / "elsewhere", *GENERATE, "--count", 1).status == 0
+    assert (tmp_path / "elsewhere" / "store").is_dir() and not home.exists()
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"status": "done"}'])
+def test_a_damaged_run_manifest_is_named(manifest, call, home):
+    (home / "toy").mkdir(parents=True)
+    (home / "toy" / "run_manifest.json").write_text(manifest)
+    for words in (["runs", "list"], ["runs", "show", "toy"]):
+        ended = call(*words)
+        assert ended.status == 2 and f"{home}/toy/run_manifest.json: damaged" in ended.err
+
+
+# ---- as a process -----------------------------------------------------------------------------------------
+
+
+def test_as_a_process_too_a_wrong_flag_is_one_line_with_status_2(home):
+    ended = process("traces", "list", "--limti", 3)
+    assert (ended.status, ended.out) == (2, "") and not home.exists()
+    assert ended.err == "error: unrecognized arguments: --limti; did you mean --limit?\n"
+
+
+def test_as_a_process_standard_output_is_nothing_but_records(home):
+    ended = process(*GENERATE, "--count", 2, "--no-persist")
+    assert ended.status == 0 and ended.err == "" and not home.exists()
+    assert [parse_trace(line.encode()).meta["episode_index"] for line in ended.out.splitlines()] == [0, 1]
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    command = f"'{sys.executable}' -m lib {' '.join(GENERATE)} --count 3000 --no-persist | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=repository_root(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, "", 10)
