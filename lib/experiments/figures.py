@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import matplotlib
 from IPython.display import Image, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from lib.evaluation.compare import Comparison
 
@@ -23,13 +24,16 @@ def loss_figure(lines: list[dict[str, float]]) -> Figure:
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         steps = [line["step"] for line in lines]
-        top.plot(steps, [line["loss"] for line in lines], color=AFTER, label="training examples")
+        losses = [line["loss"] for line in lines]
+        top.plot(steps, losses, color=AFTER, label="training examples")
         held = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
         if held:
             top.plot(
                 *zip(*held, strict=True), color="black", marker="o", markersize=4, linestyle="--", label="held out"
             )
         top.set_yscale("log")
+        top.yaxis.set_major_formatter(_plain_number)
+        top.yaxis.set_minor_formatter(_plain_number if max(losses) < 20 * min(losses) else NullFormatter())
         top.set_ylabel("loss (nats a trained token)")
         top.legend(frameon=False)
         bottom.plot(steps, [line["learning_rate"] for line in lines], color=BEFORE)
@@ -92,6 +96,11 @@ def show(figure: Figure, alt: str) -> None:
     with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
     display(Image(out.getvalue(), alt=alt))
+
+
+def _plain_number(value: float, place: int) -> str:
+    """`0.001`: a log axis would write its ticks as formulas, and formulas are off, as labels hold any text."""
+    return f"{value:g}"
 
 
 def svg(figure: Figure) -> str:
