@@ -84,6 +84,11 @@ def render_prompt(prompt: str, system_instruction: str = "") -> str:
     return f"{system_instruction}\n\n{prompt}" if system_instruction else prompt
 
 
+def question_of(prompt: str, system_instruction: str = "") -> str:
+    """The question in a user's turn, without the instruction before it: the inverse of `render_prompt`."""
+    return prompt.removeprefix(f"{system_instruction}\n\n") if system_instruction else prompt
+
+
 def render_response(steps: list[str], answer: str) -> str:
     """What stands in the model's turn: `Reasoning:`, the numbered steps, `Answer: …`."""
     lines = ["Reasoning:"] if steps else []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import matplotlib
 from IPython.display import Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from lib.evaluation.compare import Comparison
 
@@ -33,6 +33,7 @@ def loss_figure(lines: list[dict[str, float]]) -> Figure:
             )
         top.set_yscale("log")
         top.yaxis.set_major_formatter(_plain_number)
+        top.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         top.yaxis.set_minor_formatter(_plain_number if max(losses) < 20 * min(losses) else NullFormatter())
         top.set_ylabel("loss (nats a trained token)")
         top.legend(frameon=False)

@@ -8,7 +8,7 @@ from typing import Any
 from lib.config import Config
 from lib.data.dataset import dataset_tokenizer, is_held_out
 from lib.data.export import read_examples
-from lib.data.renderer import Example
+from lib.data.renderer import Example, question_of
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import describe_too_long, validate_examples
 from lib.errors import RequestError, RetraceError
@@ -72,7 +72,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     if (output / "checkpoints").exists() or (output / "checkpoint-final").exists():
         raise RequestError(f"{output}: holds a run already; give another --output")
     examples = read_examples(data, config.recipe, config.system_instruction)
-    if all(is_held_out(example.prompt) for example in examples):
+    if all(is_held_out(question_of(example.prompt, config.system_instruction)) for example in examples):
         raise RequestError(f"{data}: all {len(examples)} examples fall to the held-out side; give more examples")
     training = config.training
     batch = training.per_device_batch_size * training.grad_accum_steps

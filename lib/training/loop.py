@@ -27,7 +27,7 @@ import optax
 from lib.config import Config, TrainingConfig
 from lib.data.batches import Batch, batch_indices, batch_length, make_batch
 from lib.data.dataset import is_held_out
-from lib.data.renderer import EncodedExample, Example
+from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.validation import encode_all
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, write_json
@@ -41,9 +41,14 @@ ADAM_B2 = 0.99  # a memory of 100 steps: runs of some hundred steps never fill 0
 
 
 class TrainingResult(NamedTuple):
-    """What training came to; losses in nats a trained token, held_out_loss None where nothing was held out."""
+    """What training came to: steps done on `examples`, `held_out` of them kept for the held-out loss.
+
+    Losses are in nats a trained token; held_out_loss is None where nothing was held out.
+    """
 
     steps: int
+    examples: int
+    held_out: int
     loss: float
     held_out_loss: float | None
     weights_sha256: str
@@ -72,7 +77,7 @@ def train(
     if done := finished(output, inputs):
         return done
     encoded = encode_all(examples, model.tokenizer, config.model.max_length)
-    held = [is_held_out(example.prompt) for example in examples]
+    held = [is_held_out(question_of(example.prompt, config.system_instruction)) for example in examples]
     tuned_on = [item for item, out in zip(encoded, held, strict=True) if not out]
     held_out = [item for item, out in zip(encoded, held, strict=True) if out]
     if not tuned_on:
@@ -84,6 +89,8 @@ def train(
     last = lines[-1]
     facts = {
         "steps": int(state.step),
+        "examples": len(tuned_on),
+        "held_out": len(held_out),
         "loss": last["loss"],
         "held_out_loss": last.get("held_out_loss"),
         "tokens_per_second": float(np.median([line["tokens_per_second"] for line in lines])),

@@ -46,7 +46,15 @@ def harmless(comparison_of: Callable, payloads: list[str]) -> Comparison:
 
 def facts(dataset: Dataset, tokenizer: Tokenizer, text: str) -> RunFacts:
     """Everything that a page says of its run, with the text wherever it is not a number."""
-    training = {"steps": 2, "loss": 5.5, "held_out_loss": 5.6, "seconds": 1.0, "tokens_per_second": 10.0}
+    training = {
+        "steps": 2,
+        "examples": 9,
+        "held_out": 1,
+        "loss": 5.5,
+        "held_out_loss": 5.6,
+        "seconds": 1.0,
+        "tokens_per_second": 10.0,
+    }
     manifest = {"dataset_key": text, "dropped": {text: 1}, "content_sha256": text}
     return RunFacts(
         run_name=text,

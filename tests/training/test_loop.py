@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig, to_dict
-from lib.data.renderer import Example
+from lib.data.dataset import is_held_out
+from lib.data.renderer import Example, render_prompt
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root
 from lib.model.storage import is_saved, tree_digest
@@ -99,6 +100,17 @@ def test_every_logged_step_is_a_line(whole: Run):
     assert lines[-1]["held_out_loss"] == whole.result.held_out_loss > 0.05
     assert lines[0]["learning_rate"] == pytest.approx(1.5e-2) and lines[1]["learning_rate"] < 3e-2
     assert all(line["grad_norm"] > 0 for line in lines)
+
+
+def test_a_system_instruction_does_not_move_the_held_out_split(small_model: Model, tmp_path: Path):
+    """A dataset's manifest counts the split by the question; training must hold out the same ones."""
+    questions = [f"{number}?" for number in range(60)]
+    instructed = [Example(question, render_prompt(question, "Think."), "Answer: 1") for question in questions]
+    config = replace(CONFIG, system_instruction="Think.", training=TrainingConfig(num_steps=1))
+    result = train(small_model, instructed, config, tmp_path)
+    expected = sum(is_held_out(question) for question in questions)
+    assert (result.examples, result.held_out) == (60 - expected, expected) and expected > 0
+    assert expected != sum(is_held_out(example.prompt) for example in instructed)
 
 
 def test_the_tuned_model_is_the_one_that_the_result_names(whole: Run, small_model: Model):
@@ -194,7 +206,8 @@ import json, os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
 from lib.config import Config, build
-from lib.data.renderer import Example
+from lib.data.dataset import is_held_out
+from lib.data.renderer import Example, render_prompt
 from lib.model.weights import load_model
 from lib.training.loop import train
 folder = Path(sys.argv[1])
