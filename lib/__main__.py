@@ -38,6 +38,8 @@ def traces_generate(arguments: argparse.Namespace) -> None:
 
     if arguments.count < 1:
         raise RequestError(f"--count: expected at least 1, got {arguments.count}")
+    if arguments.seed < 0:
+        raise RequestError(f"--seed: expected at least 0, got {arguments.seed}")
     if arguments.game not in TASKS:
         raise RequestError(f"--game: expected one of {', '.join(TASKS)}, got {arguments.game!r}")
     traces = list(TASKS[arguments.game].generate(arguments.count, arguments.seed, created_at=utc_now()))

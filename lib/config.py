@@ -162,7 +162,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -205,6 +205,15 @@ for _tag, _pattern, _first in [
 ]:
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that the loader above would read as something else."""
+
+    yaml_implicit_resolvers = _StrictLoader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:

@@ -208,3 +208,10 @@ def test_f16_a_required_key_that_is_missing_is_named(tmp_path: Path):
 )
 def test_f16_values_that_do_not_go_together_are_refused(overrides: list[str], fault: str, tmp_path: Path):
     assert f"toy.yaml: {fault}" in refusal(tmp_path, "", *overrides)
+
+
+@pytest.mark.parametrize("text", ["1e5", "09", "1.5e3", "+.5", "true", "null", "~", "no", "2026-11-22", "a: b", ""])
+def test_a_text_that_looks_like_something_else_survives_being_stored(text: str, tmp_path: Path):
+    config = Config("toy", DatasetConfig("toy", "v1", filters={"mark": text}), system_instruction=text)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from lib.config import DatasetConfig
+from lib.config import DatasetConfig, TracesConfig
 from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.store import Store
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
@@ -34,6 +34,7 @@ from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, shown, 
 
 SCHEMA_VERSION = "1.0"
 HELD_OUT_PERCENT = 5
+NOT_PLAYED = "of another seed or count than traces asks for"
 # What must be equal for a key to mean the same dataset, and what a manifest must have at least.
 COMPARED = (
     "dataset_name", "dataset_version", "filters", "selection_strategy", "seed", "limit", "trace_count",
@@ -62,13 +63,21 @@ def dataset_key(request: DatasetConfig) -> str:
     return f"{request.dataset_name}-{request.dataset_version}"
 
 
-def build_dataset(store: Store, request: DatasetConfig, reserved: dict[str, str], folder: Path) -> Dataset:
+def build_dataset(
+    store: Store,
+    request: DatasetConfig,
+    reserved: dict[str, str],
+    folder: Path,
+    generated: TracesConfig | None = None,
+) -> Dataset:
     """The dataset of this request, built in `folder`, or found there where it is built already.
 
-    Raises RequestError where nothing matches, and where the key already means other content.
+    Where `generated` says what the configuration plays, traces of that game that it does not play are left out,
+    so that the dataset does not depend on what else the store holds. Raises RequestError where nothing matches,
+    and where the key already means other content.
     """
     target = child(folder, dataset_key(request))
-    traces, dropped = choose(store, request, reserved)
+    traces, dropped = choose(store, request, reserved, generated)
     manifest = _manifest(store, request, traces, dropped)
     if target.exists():
         return _same_or_refuse(load_dataset(folder, dataset_key(request)), manifest)
@@ -118,7 +127,9 @@ def list_datasets(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("[!.]*/manifest.json"))
 
 
-def choose(store: Store, request: DatasetConfig, reserved: dict[str, str]) -> tuple[list[Trace], Counter]:
+def choose(
+    store: Store, request: DatasetConfig, reserved: dict[str, str], generated: TracesConfig | None = None
+) -> tuple[list[Trace], Counter]:
     """The traces of a request, in order, and how many matched but were left out, by reason."""
     matching = [trace for trace in store.scan() if _matches(trace, request.filters)]
     if not matching:
@@ -126,15 +137,19 @@ def choose(store: Store, request: DatasetConfig, reserved: dict[str, str]) -> tu
     dropped: Counter = Counter()
     free = []
     for trace in matching:
+        if generated is not None and _not_played(trace, generated):
+            dropped[NOT_PLAYED] += 1
+            continue
         held = [reserved[key] for key in trace_groups(trace) if key in reserved]
         if held:
             dropped[f"asked in eval set {min(held)}"] += 1
         else:
             free.append(trace)
     if not free:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         raise RequestError(
-            f"dataset {dataset_key(request)}: all {len(matching)} traces that match are asked in an eval set, "
-            "so none may be trained on; generate or import more"
+            f"dataset {dataset_key(request)}: all {len(matching)} traces that match are left out ({reasons}); "
+            "generate or import others, or change the filters"
         )
     ordered = _ordered(free, request)
     if request.limit is not None and len(ordered) > request.limit:
@@ -156,6 +171,13 @@ def dataset_tokenizer(examples: Iterable[Example]) -> Tokenizer:
     """The small tokenizer of a dataset, learned from the conversations of its first examples."""
     texts = [render_conversation(example) for _, example in zip(range(TEXTS_TO_TRAIN_ON), examples, strict=False)]
     return train_tokenizer(texts)
+
+
+def _not_played(trace: Trace, generated: TracesConfig) -> bool:
+    meta = trace.meta
+    if (meta.get("source"), meta.get("game")) != ("builtin", generated.game):
+        return False
+    return meta.get("seed") != generated.seed or not meta.get("episode_index", -1) < generated.count
 
 
 def _ordered(traces: list[Trace], request: DatasetConfig) -> list[Trace]:

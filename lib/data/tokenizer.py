@@ -39,16 +39,11 @@ class Tokenizer:
         missing = [token for token, index in ids.items() if index is None]
         if missing:
             raise RequestError(f"{origin}: not a Gemma tokenizer, it has no {', '.join(missing)}")
-        self.pad_id, self.eos_id, self.bos_id = ids["<pad>"], ids["<eos>"], ids["<bos>"]
-        self.start_of_turn_id, self.end_of_turn_id = ids["<start_of_turn>"], ids["<end_of_turn>"]
+        self.bos_id, self.eos_id, self.end_of_turn_id = ids["<bos>"], ids["<eos>"], ids["<end_of_turn>"]
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; a control token written in it becomes its id. No `<bos>` is added."""
         return self._backend.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
-        return [found.ids for found in self._backend.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, tokens: list[int]) -> str:
         """The text of `tokens`, without the control tokens in it."""

@@ -187,7 +187,7 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
         sound_interval=wilson_interval(sound, len(checked), confidence) if checked else None,
         no_reasoning=sum(not item.steps for item in checked),
         right_answer_wrong_reasoning=sum(item.correct and item.unsound for item in checked),
-        wrong_answer_right_reasoning=sum(item.sound and not item.correct for item in checked),
+        wrong_answer_right_reasoning=sum(item.sound and item.verdict == "wrong" for item in checked),
     )
 
 

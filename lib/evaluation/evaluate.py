@@ -1,6 +1,6 @@
 """A model answers an eval set: one trace an item, with the raw completion and its score beside it.
 
-    results = answer(model, eval_set.items[:10], config.evaluation, label="base")
+    results = answer_eval_set(model, eval_set, config.evaluation, label="tiny (base)")
     write_results(run / "eval_before.jsonl", results)
 
 Decoding is greedy, so the same weights give the same text; the output imports back as traces.
@@ -60,7 +60,7 @@ def _complete(
     prompts = [encode_prompt(render_prompt(item.prompt, system_instruction), model.tokenizer) for item in items]
     with progress(len(items), "answering", "items") as bar:
         return generate(
-            model.graph, model.params, prompts, model.tokenizer.end_of_turn_id,
+            model.graph, model.params, prompts, (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id),
             max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, on_done=bar.update,
         )  # fmt: skip
 

@@ -45,7 +45,8 @@ NUMBER = re.compile(
 LONGEST_NUMBER = 60
 # Words that change a number's value: what precedes them is not the whole number.
 MULTIPLIERS = {"hundred", "thousand", "million", "billion", "trillion", "dozen"}
-MULTIPLIERS |= {"half", "halve", "third", "quarter", "pi", "π"}
+MULTIPLIERS |= {"half", "halve", "third", "quarter", "fifth", "sixth", "eighth", "tenth", "hundredth", "thousandth"}
+MULTIPLIERS |= {"ten", "k", "mn", "bn", "squared", "cubed", "x", "pi", "π"}
 TOLERANCE = Fraction(1, 10**6)
 
 

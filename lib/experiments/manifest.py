@@ -41,7 +41,7 @@ def write_manifest(
         "training_config": asdict(config.training),
         "recipe": config.recipe,
         "seed": config.training.seed,
-        **_code(folder),
+        **identity["code"],
         "artifacts_path": _relative(folder),
         "config": asdict(config),
         "inputs": inputs,
@@ -71,33 +71,31 @@ def environment() -> list[str]:
     return sorted((f"{name}=={number}" for name, number in found.items()), key=str.casefold)
 
 
-def git_state() -> dict[str, Any]:
-    """Commit of the code, and the difference of the working tree from it; None outside a git checkout."""
+def save_code(folder: Path) -> dict[str, Any]:
+    """Which code is at work: its commit, and what the working tree changed since, kept in the folder as `git.patch`.
+
+    `git_untracked` counts files that git does not know and the patch cannot hold. Outside a checkout `git_sha` is None.
+    """
+    patch_file = folder / "git.patch"
+    patch_file.unlink(missing_ok=True)
     try:
-        return {"git_sha": _git("rev-parse", "HEAD").strip(), "patch": _git("diff", "HEAD", "--binary")}
+        sha, patch = _git("rev-parse", "HEAD").decode().strip(), _git("diff", "HEAD", "--binary")
+        untracked = _git("ls-files", "--others", "--exclude-standard").count(b"\n")
     except (OSError, subprocess.CalledProcessError):
-        return {"git_sha": None, "patch": ""}
-
-
-def save_patch(folder: Path) -> None:
-    """Keep what the working tree changed since its commit, where it did."""
-    if patch := git_state()["patch"]:
-        atomic_write(folder / "git.patch", patch)
-
-
-def _code(folder: Path) -> dict[str, Any]:
-    state, kept = git_state(), folder / "git.patch"
-    patch = kept.read_bytes() if kept.is_file() else b""
+        return {"git_sha": None, "git_dirty": False}
+    if patch:
+        atomic_write(patch_file, patch)
     return {
-        "git_sha": state["git_sha"],
-        "git_dirty": bool(patch),
+        "git_sha": sha,
+        "git_dirty": bool(patch or untracked),
         **({"git_patch_sha256": sha256_bytes(patch)} if patch else {}),
+        **({"git_untracked": untracked} if untracked else {}),
     }
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str) -> bytes:
     command = ["git", "-C", str(repository_root()), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, errors="surrogateescape").stdout
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def _relative(folder: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.config import Config
 from lib.data.dataset import dataset_key
-from lib.experiments.manifest import hash_files, save_patch, write_manifest
+from lib.experiments.manifest import hash_files, save_code, write_manifest
 from lib.experiments.notebooks import Stage, execute
 from lib.experiments.run import STATE, Run, create_run
 from lib.experiments.stages import datasets, find_eval_set
@@ -36,7 +36,7 @@ def run_pipeline(config: Config, name: str = "", say: Callable[[str], None] = pr
     """
     preflight(config)
     run = create_run(config, name)
-    save_patch(run.folder)
+    run.update(code=save_code(run.folder))
     say(f"{run.name}: {len(STAGES)} notebooks, from {config.name}")
     wall_s: dict[str, float] = {}
     status, error = "done", ""

@@ -168,6 +168,8 @@ def _checkable(side: Summary, count: int) -> str:
 def _step_errors(comparison: Comparison) -> str:
     if not comparison.after_summary.checked:
         return ""
+    if comparison.after_summary.no_reasoning == comparison.after_summary.checked:
+        return "## Reasoning steps\n\nThe tuned model wrote no reasoning, so there is none to check."
     if not comparison.step_errors:
         return "## Reasoning steps\n\nEvery step that the tuned model wrote is true."
     rows = sorted(comparison.step_errors.items(), key=lambda row: -row[1])

@@ -11,7 +11,7 @@ says who is at work.
 import json
 import os
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Run:
 
 def create_run(config: Config, name: str = "") -> Run:
     """A new run folder, `<time>_<name>`. Raises RequestError where it cannot be made."""
-    folder = child(home(), f"{datetime.now():%Y%m%d_%H%M%S}_{name or config.name}")
+    folder = child(home(), f"{datetime.now(UTC):%Y%m%d_%H%M%S}_{name or config.name}")
     if folder.exists():
         raise RequestError(f"{folder}: there is a run of this second and name already; start it again")
     return _made(folder, config)
@@ -74,6 +74,10 @@ def open_run(config: str, run_dir: str = "", overrides: str = "") -> Run:
         folder = Path(run_dir)
         if not (folder / STATE).is_file():
             raise RequestError(f"run_dir {run_dir}: not a run folder at work (no {STATE})")
+        if load_config(folder / "config.yaml") != resolved:
+            raise RequestError(
+                f"run_dir {run_dir}: is a run of another configuration; give config {folder}/config.yaml"
+            )
         return Run(folder, resolved)
     folder = child(home(), f"by_hand_{resolved.name}_{sha256_bytes(to_yaml(resolved).encode())[:8]}")
     return Run(folder, resolved) if (folder / STATE).is_file() else _made(folder, resolved)

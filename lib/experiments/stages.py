@@ -17,15 +17,15 @@ from lib.data.export import export_lines, read_examples
 from lib.data.renderer import Example
 from lib.data.store import Added, Store
 from lib.data.tokenizer import load_tokenizer
-from lib.errors import RequestError
+from lib.errors import RequestError, RetraceError
 from lib.evaluation.compare import Comparison, Results, compare, figures, read_results
 from lib.evaluation.evalsets import EvalSet, load_eval_set
-from lib.experiments.manifest import git_state
+from lib.experiments.manifest import save_code
 from lib.experiments.report import RunFacts, write_markdown, write_page
 from lib.experiments.run import Run
 from lib.files import atomic_open, home, repository_root, write_json
 from lib.tasks import TASKS, group_keys
-from lib.trace import Trace
+from lib.trace import Trace, utc_now
 
 EXPORT = "train.tunix_sft.jsonl"
 OUTPUTS = {"before": "eval_before.jsonl", "after": "eval_after.jsonl"}
@@ -49,7 +49,7 @@ def make_traces(config: Config) -> Added:
             )
         return Added(0, 0)
     game = TASKS[config.traces.game]
-    return store().add(game.generate(config.traces.count, config.traces.seed))
+    return store().add(game.generate(config.traces.count, config.traces.seed, created_at=utc_now()))
 
 
 class Verification(NamedTuple):
@@ -62,11 +62,11 @@ class Verification(NamedTuple):
 
 
 def verify_traces(traces: Iterable[Trace]) -> Verification:
-    """Compare each step of each trace of a known game with the engine; `unknown` counts the other traces."""
+    """Compare each step of each trace of a known game and state with the engine; `unknown` counts the others."""
     checked, unknown, problems = 0, 0, []
     for trace in traces:
         game = TASKS.get(str(trace.meta.get("game", "")))
-        if game is None:
+        if game is None or "state" not in trace.meta:
             unknown += 1
             continue
         checked += 1
@@ -78,15 +78,17 @@ def verify_traces(traces: Iterable[Trace]) -> Verification:
 def make_dataset(config: Config) -> Dataset:
     """The dataset of the configuration, after its traces, without any question of an eval set."""
     make_traces(config)
-    return build_dataset(store(), config.dataset, reserved_questions(), datasets())
+    reserved = reserved_questions(config.evaluation.eval_set)
+    generated = config.traces if config.traces.game else None
+    return build_dataset(store(), config.dataset, reserved, datasets(), generated)
 
 
-def reserved_questions() -> dict[str, str]:
-    """Group key → eval set, of every question of every eval set: none of them is ever trained on."""
-    folder = repository_root() / "evalsets"
+def reserved_questions(eval_set: str = "") -> dict[str, str]:
+    """Group key → eval set, of every question of evalsets/ and of the one named: none of them is ever trained on."""
+    eval_sets = [load_eval_set(path) for path in sorted((repository_root() / "evalsets").glob("*.jsonl"))]
     return {
         key: eval_set.name
-        for eval_set in map(load_eval_set, sorted(folder.glob("*.jsonl")))
+        for eval_set in [*eval_sets, *([find_eval_set(eval_set)] if eval_set else [])]
         for item in eval_set.items
         for key in group_keys(item.prompt, item.task, item.state)
     }
@@ -164,8 +166,18 @@ def find_eval_set(name: str) -> EvalSet:
 
 
 def compare_models(run: Run) -> Comparison:
-    """Before against after, by the rule that the configuration stated beforehand."""
-    return compare(evaluate_model(run, "before"), evaluate_model(run, "after"), run.config.evaluation.verdict)
+    """Before against after, by the rule that the configuration stated beforehand.
+
+    Raises RetraceError where an evaluation found in the folder is of other weights than the run's.
+    """
+    before, after = evaluate_model(run, "before"), evaluate_model(run, "after")
+    record = training_record(run)
+    expected = {"before": record["inputs"]["base_weights_sha256"], "after": record["weights_sha256"]}
+    for name, results in {"before": before, "after": after}.items():
+        if results.weights_sha256 != expected[name]:
+            file = run.path(OUTPUTS[name])
+            raise RetraceError(f"{file}: answers of other weights than this run's; delete it and run again")
+    return compare(before, after, run.config.evaluation.verdict)
 
 
 def training_record(run: Run) -> dict[str, Any]:
@@ -186,15 +198,13 @@ def write_report(run: Run) -> Comparison:
     comparison = compare_models(run)
     record = training_record(run)
     dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
-    code = git_state()
+    code = run.state.get("code") or save_code(run.folder)
     facts = RunFacts(
         run_name=run.name,
         run_id=run.state["run_id"],
         created_at=run.state["created_at"],
         config=run.config,
-        code=f"git commit {code['git_sha']}{' with local changes' if code['patch'] else ''}"
-        if code["git_sha"]
-        else "no git",
+        code=f"git commit {code['git_sha']}{' with local changes' if code['git_dirty'] else ''}",
         dataset=dataset.manifest,
         example=training_examples(run)[0],
         tokenizer=load_tokenizer(run.path("checkpoint-final", "tokenizer.json")),
@@ -213,4 +223,5 @@ def reproduce_command(run: Run) -> str:
     """The same run again, from the resolved configuration that it kept; to be given in the repository."""
     root, file = repository_root(), run.path("config.yaml").resolve()
     python = ".venv/bin/python" if Path(sys.prefix) == root / ".venv" else "python"
-    return f"{python} -m lib run {file.relative_to(root) if file.is_relative_to(root) else file}"
+    place = "" if home() == root / "runs" else f" --home {home()}"
+    return f"{python} -m lib{place} run {file.relative_to(root) if file.is_relative_to(root) else file}"

@@ -12,7 +12,7 @@ from lib.data.renderer import Example, question_of
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import describe_too_long, validate_examples
 from lib.errors import RequestError, RetraceError
-from lib.experiments.manifest import hash_files, save_patch, write_manifest
+from lib.experiments.manifest import hash_files, save_code, write_manifest
 from lib.experiments.run import MANIFEST
 from lib.files import sha256_file, shown_path
 from lib.trace import utc_now
@@ -36,7 +36,7 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
     """
     from lib.model.weights import base_model, is_from_scratch
     from lib.training.fingerprint import fingerprint
-    from lib.training.loop import train
+    from lib.training.loop import finished, train
 
     examples = read_examples(data, config.recipe, config.system_instruction)
     tokenizer_file = output / "tokenizer.json"
@@ -46,17 +46,19 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
             raise RequestError(f"{output}: holds a training run on other data; give another output folder")
         tokenizer.save(tokenizer_file)
     model = base_model(config.model.name, config.training.seed, tokenizer_file)
+    if finished(output):
+        return train(model, examples, config, output)  # compares the inputs, and changes nothing
     (output / MANIFEST).unlink(missing_ok=True)  # of a dry run or a failure; the new one comes last
-    save_patch(output)
+    code = save_code(output)
     try:
         result = train(model, examples, config, output, on_metrics)
     except RequestError:
         raise
     except RetraceError as failure:
-        _write_manifest(config, data, output, "failed", fingerprint(), error=str(failure))
+        _write_manifest(config, data, output, "failed", code, fingerprint(), error=str(failure))
         raise
     metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
-    _write_manifest(config, data, output, "done", fingerprint(), metrics, {"train": result.seconds})
+    _write_manifest(config, data, output, "done", code, fingerprint(), metrics, {"train": result.seconds})
     return result
 
 
@@ -99,7 +101,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         lines.append(
             f"model: {config.model.name}, {parameter_count(model_config(config.model.name, tokenizer)):,} parameters"
         )
-    _write_manifest(config, data, output, "dry_run", fingerprint())
+    _write_manifest(config, data, output, "dry_run", save_code(output), fingerprint())
     return lines
 
 
@@ -108,6 +110,7 @@ def _write_manifest(
     data: Path,
     output: Path,
     status: str,
+    code: dict[str, Any],
     fingerprint: dict[str, Any],
     metrics: dict[str, Any] | None = None,
     wall_s: dict[str, float] | None = None,
@@ -118,7 +121,7 @@ def _write_manifest(
         output,
         config,
         status,
-        identity={"run_id": str(uuid.uuid4()), "created_at": now},
+        identity={"run_id": str(uuid.uuid4()), "created_at": now, "code": code},
         inputs={"data": {"file": data.name, "sha256": sha256_file(data)}},
         artifacts=hash_files(output),
         metrics=metrics or {},

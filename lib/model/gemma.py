@@ -38,8 +38,6 @@ class GemmaConfig:
 PRESETS = {
     # Trained from scratch in about a minute on two CPU cores, with the tokenizer of its own dataset.
     "tiny": GemmaConfig(768, num_layers=2, embed_dim=128, hidden_dim=512, num_heads=4, num_kv_heads=1, head_dim=32),
-    "google/gemma-2b": GemmaConfig(256_000, 18, 2048, 16_384, num_heads=8, num_kv_heads=1, head_dim=256),
-    "google/gemma-7b": GemmaConfig(256_000, 28, 3072, 24_576, num_heads=16, num_kv_heads=16, head_dim=256),
 }
 
 ROPE_BASE = 10_000.0

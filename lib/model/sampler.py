@@ -24,7 +24,7 @@ WIDTH_MULTIPLE = 32
 
 
 class Completion(NamedTuple):
-    """Token ids that the model wrote, its end of turn not among them; truncated where it never came."""
+    """Token ids that the model wrote, up to its end of turn; truncated where that never came."""
 
     tokens: list[int]
     truncated: bool
@@ -46,18 +46,21 @@ def generate(
     graph: nnx.GraphDef,
     params: dict,
     prompts: list[list[int]],
-    end_of_turn_id: int,
+    stop_ids: tuple[int, ...],
     max_new_tokens: int,
     batch_size: int = 64,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[Completion]:
-    """The greedy completion of each prompt (token ids), in order; `on_done` is told how many more are answered."""
+    """The greedy completion of each prompt (token ids), in order, up to the first of `stop_ids`.
+
+    `on_done` is told how many more are answered.
+    """
     answers: list[Completion | None] = [None] * len(prompts)
     for width, chosen in _batches([len(prompt) for prompt in prompts], batch_size):
         tokens, valid = _left_padded([prompts[index] for index in chosen], width, batch_size)
-        output = np.asarray(_decode(graph, params, tokens, valid, end_of_turn_id, max_new_tokens))
+        output = np.asarray(_decode(graph, params, tokens, valid, stop_ids, max_new_tokens))
         for index, row in zip(chosen, output.tolist(), strict=False):
-            answers[index] = _cut(row, end_of_turn_id)
+            answers[index] = _cut(row, stop_ids)
         on_done(len(chosen))
     return answers
 
@@ -81,11 +84,16 @@ def _left_padded(prompts: list[list[int]], width: int, rows: int) -> tuple[np.nd
     return tokens, valid
 
 
-@partial(jax.jit, static_argnums=(0, 5))
+@partial(jax.jit, static_argnums=(0, 4, 5))
 def _decode(
-    graph: nnx.GraphDef, params: dict, tokens: jax.Array, valid: jax.Array, end_id: int, max_new_tokens: int
+    graph: nnx.GraphDef,
+    params: dict,
+    tokens: jax.Array,
+    valid: jax.Array,
+    stop_ids: tuple[int, ...],
+    max_new_tokens: int,
 ) -> jax.Array:
-    """Output tokens [B, max_new_tokens], the end of turn where it came, whatever after it."""
+    """Output tokens [B, max_new_tokens]; from the first stop token on, the first of `stop_ids`."""
     model: Gemma = nnx.merge(graph, params)
     B, P = tokens.shape
     room = jnp.zeros((B, max_new_tokens), bool)
@@ -98,7 +106,7 @@ def _decode(
         position=places[:, -1] + 1,
         valid=jnp.concatenate([valid, room], axis=-1),
         cache=cache,
-        output=jnp.full((B, max_new_tokens), end_id, jnp.int32),
+        output=jnp.full((B, max_new_tokens), stop_ids[0], jnp.int32),
         done=jnp.zeros(B, bool),
     )
 
@@ -106,7 +114,7 @@ def _decode(
         return (state.written < max_new_tokens) & ~jnp.all(state.done)
 
     def write_one(state: _Decoding) -> _Decoding:
-        output = state.output.at[:, state.written].set(jnp.where(state.done, end_id, state.next_token))
+        output = state.output.at[:, state.written].set(jnp.where(state.done, stop_ids[0], state.next_token))
         index = P + state.written
         seen = state.valid.at[:, index].set(True)
         hidden, cache = model(state.next_token[:, None], state.position[:, None], seen[:, None], state.cache, index)
@@ -117,7 +125,7 @@ def _decode(
             valid=seen,
             cache=cache,
             output=output,
-            done=state.done | (state.next_token == end_id),
+            done=state.done | jnp.isin(state.next_token, jnp.array(stop_ids)),
         )
 
     return jax.lax.while_loop(going_on, write_one, start).output
@@ -127,5 +135,6 @@ def _greedy(model: Gemma, hidden: jax.Array) -> jax.Array:
     return jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
 
 
-def _cut(row: list[int], end_id: int) -> Completion:
-    return Completion(row[: row.index(end_id)], False) if end_id in row else Completion(row, True)
+def _cut(row: list[int], stop_ids: tuple[int, ...]) -> Completion:
+    end = next((place for place, token in enumerate(row) if token in stop_ids), None)
+    return Completion(row[:end], truncated=end is None)

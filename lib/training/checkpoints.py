@@ -29,10 +29,11 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def restore_latest(folder: Path, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
-    """The newest state that is whole; a damaged one is told of and passed over. None where there is none."""
+    """The newest state that is whole; a damaged one is told of and removed. None where there is none."""
     for step in reversed(saved_steps(folder)):
         try:
             return restore_tree(folder / str(step), like)
         except DamagedError as error:
             warn(f"{error}; falling back to the checkpoint before")
+            shutil.rmtree(folder / str(step))  # or it would outrank those that are written from here on
     return None

@@ -19,6 +19,7 @@ def fingerprint() -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **{name.lower(): value for name, value in sorted(os.environ.items()) if name.startswith("JAX_")},
         "cpu": _cpu(),
         "platform": f"{sys.platform}-{platform.machine()}",
     }

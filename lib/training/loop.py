@@ -41,7 +41,7 @@ ADAM_B2 = 0.99  # a memory of 100 steps: runs of some hundred steps never fill 0
 
 
 class TrainingResult(NamedTuple):
-    """What training came to: steps done on `examples`, `held_out` of them kept for the held-out loss.
+    """What training came to: `examples` that were trained on, and `held_out` others kept for the held-out loss.
 
     Losses are in nats a trained token; held_out_loss is None where nothing was held out.
     """
@@ -83,7 +83,6 @@ def train(
     if not tuned_on:
         raise RequestError(f"all {len(examples)} examples fell to the held-out side; give more examples")
     _claim(output, inputs)
-    started = time.perf_counter()
     state, resumed_from, lines = _run(model, tuned_on, held_out, config.training, output, on_metrics, warn)
     trained = model._replace(params=state.params)
     last = lines[-1]
@@ -94,7 +93,7 @@ def train(
         "loss": last["loss"],
         "held_out_loss": last.get("held_out_loss"),
         "tokens_per_second": float(np.median([line["tokens_per_second"] for line in lines])),
-        "seconds": time.perf_counter() - started,
+        "seconds": last["seconds"],
         "resumed_from": resumed_from,
     }
     save_model(
@@ -148,6 +147,7 @@ def _run(
     lines = _metrics_until(output / "metrics.jsonl", start)
     train_step, held_out_loss = make_train_step(model.graph, optimizer), _held_out_loss(model, held_out, config)
     length = batch_length(tuned_on)
+    began = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
     clock, seen = time.perf_counter(), 0
     with progress(config.num_steps, "training", "steps", initial=start) as bar:
         for step in range(start + 1, config.num_steps + 1):
@@ -159,7 +159,8 @@ def _run(
             last = step == config.num_steps
             evaluates = held_out and (last or step % config.eval_every == 0)
             if last or evaluates or step % config.log_every == 0:
-                line = _line(step, metrics, schedule, seen / (time.perf_counter() - clock))
+                now = time.perf_counter()
+                line = _line(step, metrics, schedule, seen / (now - clock)) | {"seconds": round(now - began, 2)}
                 if evaluates:
                     line["held_out_loss"] = held_out_loss(state.params)
                     _refuse_not_finite(step, {"held-out loss": line["held_out_loss"]}, schedule, output)

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from lib.config import DatasetConfig
+from lib.config import DatasetConfig, TracesConfig
 from lib.data import dataset as module
-from lib.data.dataset import Dataset, build_dataset, is_held_out, list_datasets, load_dataset, trace_groups
+from lib.data.dataset import (
+    NOT_PLAYED,
+    Dataset,
+    build_dataset,
+    choose,
+    is_held_out,
+    list_datasets,
+    load_dataset,
+    trace_groups,
+)
 from lib.data.store import Store
 from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
@@ -129,8 +138,19 @@ def test_what_an_eval_set_asks_never_enters_and_is_counted(tmp_path: Path):
 
 def test_a_selection_that_is_asked_to_the_last_trace_is_refused(tmp_path: Path):
     store = stored(tmp_path, *toys(1, 2))
-    with pytest.raises(RequestError, match="all 2 traces that match are asked in an eval set"):
+    with pytest.raises(RequestError, match=r"all 2 traces that match are left out \(2 asked in eval set sums\)"):
         built(store, dict.fromkeys(group_keys("1?") | group_keys("2?"), "sums"))
+
+
+def test_a_dataset_of_a_run_holds_no_deal_that_the_run_does_not_play(tmp_path: Path):
+    """The store is shared: what others played must not change what a configuration means."""
+    store = stored(tmp_path, *high_card_duel.generate(30, seed=7), *high_card_duel.generate(30, seed=900), *toys(1))
+    request = DatasetConfig("duel", "v1", selection_strategy="random", seed=1)
+    played = TracesConfig(game="high_card_duel", count=20, seed=7)
+    traces, dropped = choose(store, request, {}, played)
+    duels = [trace.meta["episode_index"] for trace in traces if trace.meta.get("game") == "high_card_duel"]
+    assert sorted(duels) == list(range(20)) and len(traces) == 21
+    assert dropped == {NOT_PLAYED: 40}
 
 
 # ---- what is built ----------------------------------------------------------------------------------------

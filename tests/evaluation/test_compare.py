@@ -9,6 +9,7 @@ from lib.config import VerdictConfig
 from lib.data.renderer import render_response
 from lib.errors import RequestError
 from lib.evaluation.compare import Comparison, compare, figures, read_results
+from lib.experiments.report import markdown
 from lib.tasks import high_card_duel
 
 DEAL = high_card_duel.deal(0)
@@ -91,6 +92,18 @@ def test_an_answer_without_reasoning_is_counted_apart_and_is_no_wrong_reasoning(
     assert (found.after_summary.no_reasoning, found.after_summary.right_answer_wrong_reasoning) == (1, 0)
     assert (found.after_summary.checked, found.after_summary.sound) == (2, 1)
     assert found.unsound == [] and found.step_errors == {}
+
+
+def test_only_a_wrong_answer_counts_as_wrong_beside_right_reasoning(tmp_path):
+    """Truncated and unscored are not wrong."""
+    found = compared(tmp_path, items("wrong", "truncated", "unscored"), items("wrong", "truncated", "unscored"))
+    assert found.after_summary.sound == 3 and found.after_summary.wrong_answer_right_reasoning == 1
+
+
+def test_a_model_without_reasoning_is_not_praised_for_its_steps(tmp_path):
+    silent = [item(number, "correct", completion=NO_STEPS) for number in range(3)]
+    text = markdown(compared(tmp_path, silent, silent))
+    assert "wrote no reasoning, so there is none to check" in text and "is true" not in text
 
 
 def test_steps_of_an_unknown_task_are_not_checked_and_not_called_sound(tmp_path):

@@ -82,7 +82,9 @@ def test_a_run_ends_well_and_prints_its_conclusion(done):
     *_, conclusion, report, reproduce = done.printed.splitlines()
     assert conclusion == sentence and sentence.endswith(".")
     assert report == f"Report: {done.folder / 'report.html'}"
-    assert reproduce.startswith("Reproduce: ") and reproduce.endswith(f"-m lib run {done.folder / 'config.yaml'}")
+    assert reproduce.startswith("Reproduce: ") and reproduce.endswith(
+        f"-m lib --home {done.home} run {done.folder / 'config.yaml'}"
+    )
     assert [line.split()[0] for line in done.printed.splitlines()[1:7]] == STAGE_NAMES
 
 

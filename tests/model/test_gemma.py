@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from lib.model.gemma import (
-    PRESETS,
     FeedForward,
     Gemma,
     GemmaConfig,
@@ -214,5 +213,6 @@ def test_writing_into_a_cache_in_pieces_is_reading_at_once(logits, weights: dict
 def test_weights_are_counted_without_making_them(weights: dict):
     assert parameter_count(CONFIG) == sum(leaf.size for leaf in jax.tree.leaves(weights))
     # Table 2 of the paper: 2,506,172,416 parameters (524 million embedding and 1,982 million others).
-    assert parameter_count(PRESETS["google/gemma-2b"]) == 2_506_172_416
-    assert parameter_count(PRESETS["google/gemma-7b"]) == 8_537_680_896
+    gemma_2b = GemmaConfig(256_000, 18, 2048, 16_384, num_heads=8, num_kv_heads=1, head_dim=256)
+    gemma_7b = GemmaConfig(256_000, 28, 3072, 24_576, num_heads=16, num_kv_heads=16, head_dim=256)
+    assert parameter_count(gemma_2b) == 2_506_172_416 and parameter_count(gemma_7b) == 8_537_680_896

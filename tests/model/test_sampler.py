@@ -49,10 +49,8 @@ def uncached(talker: Model, prompts: list[list[int]]) -> list[list[int]]:
     return answers
 
 
-def answered(
-    model: Model, prompts: list[list[int]], end: int = NEVER, batch_size: int = 4, **options
-) -> list[Completion]:
-    return generate(model.graph, model.params, prompts, end, NEW, batch_size, **options)
+def answered(model: Model, prompts: list[list[int]], *ends: int, batch_size: int = 4, **options) -> list[Completion]:
+    return generate(model.graph, model.params, prompts, ends or (NEVER,), NEW, batch_size, **options)
 
 
 def test_cached_decoding_is_the_uncached_loop(talker: Model, prompts, uncached):
@@ -81,3 +79,11 @@ def test_every_answer_is_told_once(talker: Model, prompts):
     told: list[int] = []
     answered(talker, prompts, on_done=told.append)
     assert told == [4, 2] and answered(talker, []) == []
+
+
+def test_any_of_the_stop_tokens_ends_a_completion(talker: Model, prompts, uncached):
+    """A released model may write <eos> where Gemma's template has <end_of_turn>."""
+    first, second = uncached[0][4], uncached[0][2]
+    end = min(uncached[0].index(first), uncached[0].index(second))
+    found = answered(talker, prompts[:1], first, second)[0]
+    assert found == Completion(uncached[0][:end], truncated=False)

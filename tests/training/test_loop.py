@@ -43,9 +43,11 @@ class Run(NamedTuple):
 
 
 def metrics(output: Path) -> list[Metrics]:
-    """The logged lines without the speed, which no two runs share."""
+    """The logged lines without speed and time, which no two runs share."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in ("tokens_per_second", "seconds")} for line in lines
+    ]
 
 
 def killed_at(step: int):
@@ -206,8 +208,7 @@ import json, os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
 from lib.config import Config, build
-from lib.data.dataset import is_held_out
-from lib.data.renderer import Example, render_prompt
+from lib.data.renderer import Example
 from lib.model.weights import load_model
 from lib.training.loop import train
 folder = Path(sys.argv[1])
