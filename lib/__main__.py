@@ -137,12 +137,14 @@ def dataset_build(arguments: argparse.Namespace) -> None:
 
 
 def dataset_export(arguments: argparse.Namespace) -> None:
+    from lib.config import load_config
     from lib.data.dataset import load_dataset
     from lib.data.export import export_lines
     from lib.experiments.stages import datasets
 
     traces = load_dataset(datasets(), arguments.key).traces
-    lines = list(export_lines(traces, arguments.format, arguments.recipe, arguments.system_instruction))
+    config = load_config(arguments.config) if arguments.config else arguments
+    lines = list(export_lines(traces, arguments.format, config.recipe, config.system_instruction))
     _write_lines(arguments.output, lines)
     if arguments.output:
         say(f"{len(lines)} examples in {shown_path(arguments.output)}")
@@ -232,7 +234,7 @@ def eval_report(arguments: argparse.Namespace) -> None:
     rule = load_config(arguments.config, []).evaluation.verdict if arguments.config else VerdictConfig()
     comparison = compare(read_results(arguments.before), read_results(arguments.after), rule)
     write_markdown(arguments.output, comparison)
-    say(comparison.verdict.sentence)
+    say(comparison.headline)
     say(f"Report: {shown_path(arguments.output)}")
 
 
@@ -261,7 +263,7 @@ def runs_show(arguments: argparse.Namespace) -> None:
         "run": manifest["artifacts_path"], "status": manifest["status"], "error": manifest.get("error"),
         "dataset": manifest["dataset_key"], "recipe": manifest["recipe"], "seed": manifest["seed"],
         "weights sha256": manifest["metrics"].get("weights_sha256"), "verdict": evaluation.get("sentence"),
-        "seconds": manifest["wall_s"],
+        "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in manifest["wall_s"].items()),
     }.items():  # fmt: skip
         if value:
             print(f"{name:<15} {value}")
@@ -398,6 +400,7 @@ def parser() -> Parser:
     flag(made, "key", metavar="KEY")
     flag(made, "--format", required=True, metavar="F", help="trace, tunix_sft, training_example or messages")
     flag(made, "--recipe", default="trace_sft_v1", help="trace_sft_v1 (default) or answer_sft_v1, the answer alone")
+    flag(made, "--config", metavar="C.yaml", help="take the recipe and the system instruction from this configuration")
     flag(made, "--system-instruction", default="", metavar="TEXT", help="put before every prompt")
     flag(made, "--output", type=Path, metavar="F.jsonl", help="default: standard output")
     made = verb(dataset, "validate", dataset_validate, "What a training file would do: shape, lengths, trained tokens.",

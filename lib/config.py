@@ -257,9 +257,8 @@ def _check_bounds(value: Any, bounds: Any, where: str, key: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise RequestError(f"{where}: {key}: expected a finite number, got {value}")
     if isinstance(value, (int, float)) and not bounds["low"] <= value <= min(bounds["high"], 2**63 - 1):
-        limits = (
-            f"at least {bounds['low']:g}" if bounds["high"] == math.inf else f"{bounds['low']:g} to {bounds['high']:g}"
-        )
+        low, high = f"{bounds['low']:g}", f"{min(bounds['high'], 2**63 - 1):g}"
+        limits = f"at least {low}" if value < bounds["low"] and bounds["high"] == math.inf else f"{low} to {high}"
         raise RequestError(f"{where}: {key}: expected {limits}, got {_shown(value)}")
 
 

@@ -205,10 +205,14 @@ def _nothing_matches(store: Store, request: DatasetConfig) -> str:
         return f"the store {store.folder} is empty; generate or import traces first (python -m lib traces --help)"
     asked = ", ".join(f"{key}={' or '.join(map(shown, _as_list(item)))}" for key, item in request.filters.items())
     values = store.meta_values()
-    held = "; ".join(
-        f"{key}: {', '.join(map(shown, list(values.get(key, {}))[:8])) or 'no trace has it'}" for key in request.filters
-    )
+    held = "; ".join(_held(key, values) for key in request.filters)
     return f"none of {total} traces matches {asked}; the store holds {held}"
+
+
+def _held(key: str, values: dict[str, dict]) -> str:
+    if key not in values:
+        return f"no key {key}, only {', '.join(values) or 'none'}"
+    return f"{key}: {', '.join(map(shown, list(values[key])[:8]))}"
 
 
 def _manifest(store: Store, request: DatasetConfig, traces: list[Trace], dropped: Counter) -> dict[str, Any]:

@@ -147,9 +147,13 @@ def _check_rendering(example: Example, recipe: str, system_instruction: str) -> 
     if not example.response:
         raise ValueError("the model's turn is empty: nothing would be trained on")
     if recipe == "answer_sft_v1" and example.response.startswith("Reasoning:"):
-        raise ValueError("rendered with its reasoning, but the recipe is answer_sft_v1; export with that recipe")
+        raise ValueError(
+            "rendered with its reasoning, but the recipe is answer_sft_v1; export with --config or --recipe"
+        )
     if system_instruction and not example.prompt.startswith(system_instruction):
-        raise ValueError("rendered without the config's system_instruction; export with that instruction")
+        raise ValueError(
+            "rendered without the config's system_instruction; export with --config or --system-instruction"
+        )
 
 
 def _check_unicode(example: Example) -> None:

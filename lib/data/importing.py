@@ -318,7 +318,7 @@ def _count_rejected(counts: _Counts, path: Path, record: Rejected) -> None:
 
 def _complaint(counts: _Counts) -> str:
     rest = counts.rejected - len(counts.complaints)
-    outcome = "nothing was imported: correct it, or import with on_bad_record quarantine"
+    outcome = "nothing was imported: correct it, or import with --on-bad-record quarantine"
     if counts.rejected == 1:
         return f"{counts.complaints[0]}; {outcome}"
     summary = f"and {rest} more bad records" if rest else f"{counts.rejected} bad records"

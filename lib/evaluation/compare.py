@@ -116,6 +116,14 @@ class Comparison(NamedTuple):
     unsound: list[ItemResult]
     step_errors: dict[str, int]
 
+    @property
+    def headline(self) -> str:
+        """The verdict, and what stands against it: correct answers whose reasoning is not true."""
+        if not self.unsound:
+            return self.verdict.sentence
+        correct = self.after_summary.counts["correct"]
+        return f"{self.verdict.sentence} But {len(self.unsound)} of {correct} correct answers rest on wrong reasoning."
+
 
 def read_results(path: Path) -> Results:
     """An evaluation output. Raises RequestError, naming the line, where it is none."""
@@ -215,7 +223,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
         "mcnemar_p": paired.p_value,
         "rule": {"alpha": comparison.rule.alpha, "min_effect": comparison.rule.min_effect},
         "verdict": comparison.verdict.word,
-        "sentence": comparison.verdict.sentence,
+        "sentence": comparison.headline,
     }
 
 

@@ -37,7 +37,7 @@ def run_pipeline(config: Config, name: str = "", say: Callable[[str], None] = pr
     preflight(config)
     run = create_run(config, name)
     run.update(code=save_code(run.folder))
-    say(f"{run.name}: {len(STAGES)} notebooks, from {config.name}")
+    say(f"{run.name}: {len(STAGES)} stages, from {config.name}")
     wall_s: dict[str, float] = {}
     status, error = "done", ""
     try:

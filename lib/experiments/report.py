@@ -91,7 +91,7 @@ def markdown(comparison: Comparison) -> str:
     before, after, confidence = comparison.before, comparison.after, f"{100 * (1 - comparison.rule.alpha):g} %"
     sections = [
         "# Delta report",
-        f"**{_inline(comparison.verdict.sentence)}**",
+        f"**{_inline(comparison.headline)}**",
         f"Before: {_inline(before.model)}, weights {_inline(before.weights_sha256[:12])}. "
         f"After: {_inline(after.model)}, weights {_inline(after.weights_sha256[:12])}. "
         f"Eval set: {_inline(before.eval_set)}, {comparison.paired.n} items.",

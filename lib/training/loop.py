@@ -83,7 +83,15 @@ def train(
     if not tuned_on:
         raise RequestError(f"all {len(examples)} examples fell to the held-out side; give more examples")
     _claim(output, inputs)
-    state, resumed_from, lines = _run(model, tuned_on, held_out, config.training, output, on_metrics, warn)
+    try:
+        state, resumed_from, lines = _run(model, tuned_on, held_out, config.training, output, on_metrics, warn)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RetraceError(
+            f"training ran out of memory ({str(error).splitlines()[0][:120]}); halve training.per_device_batch_size "
+            "and double training.grad_accum_steps: the same update in less memory"
+        ) from None
     trained = model._replace(params=state.params)
     last = lines[-1]
     facts = {

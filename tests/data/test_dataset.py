@@ -100,7 +100,8 @@ def test_an_empty_selection_names_what_the_store_does_hold(tmp_path: Path):
     assert "is empty; generate or import traces first" in refusal(Store(tmp_path / "store"), filters={"game": "z"})
     error = refusal(stored(tmp_path, *toys(0, 1, 2, 3)), filters={"game": ["z", "y"], "late": 1})
     assert error.endswith(
-        "none of 4 traces matches game='z' or 'y', late=1; the store holds game: 'a', 'b', 'c'; late: no trace has it"
+        "none of 4 traces matches game='z' or 'y', late=1; the store holds game: 'a', 'b', 'c'; "
+        "no key late, only even, game, n"
     )
 
 

@@ -81,6 +81,13 @@ def test_a_right_answer_with_a_wrong_step_is_counted_and_shown_with_its_first_wr
     assert found.step_errors == {"unseen": 2}
 
 
+def test_the_headline_says_that_correct_answers_rest_on_wrong_reasoning(tmp_path):
+    lucky = [item(0, "correct", completion=WRONG_STEP), item(1, "correct")]
+    found = compared(tmp_path, items("wrong", "wrong"), [*lucky])
+    assert found.headline == f"{found.verdict.sentence} But 1 of 2 correct answers rest on wrong reasoning."
+    assert compared(tmp_path, items("correct"), items("correct")).headline.endswith(").")
+
+
 def test_missing_steps_are_wrong_steps(tmp_path):
     found = compared(tmp_path, items("wrong"), [item(0, "correct", render_response(TRUE_STEPS[:2], DEAL.result))])
     assert found.unsound[0].first_error == "step 3 (opponent_card): the step is missing"
@@ -151,7 +158,7 @@ def test_the_figures_are_plain_json_and_tell_the_comparison(tmp_path):
     told = json.loads(json.dumps(figures(found), allow_nan=False))
     assert told["n"] == 2 and told["fixed"] == told["broken"] == 1 and told["mcnemar_p"] == 1.0
     assert told["after"]["right_answer_wrong_reasoning"] == 1 and told["after"]["wrong"] == 1
-    assert told["sentence"] == found.verdict.sentence and told["eval_set"] == "toy_v1"
+    assert told["sentence"] == found.headline and told["eval_set"] == "toy_v1"
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_the_markdown_says_the_verdict_the_counts_and_what_changed(comparison_of
     found = comparison_of(["plain words", "more words"])
     write_markdown(tmp_path / "delta_report.md", found)
     text = (tmp_path / "delta_report.md").read_text()
-    assert f"**{found.verdict.sentence}**" in text
+    assert f"**{found.headline}**" in text
     assert "| items | 4 | 4 |" in text and "| correct | 2 | 2 |" in text and "| wrong | 2 | 2 |" in text
     assert "2 fixed, 2 broken; exact McNemar p = 1." in text
     assert "## Broken: correct before, not after (2)" in text and "## Fixed: correct after, not before (2)" in text
@@ -215,7 +215,7 @@ def test_the_page_forbids_what_it_does_not_need(harmless_page):
 
 
 def test_the_page_says_the_verdict_the_tokens_and_where_it_comes_from(harmless_page, harmless, examples, tokenizer):
-    assert harmless_page.select_one(".verdict p").get_text() == harmless.verdict.sentence
+    assert harmless_page.select_one(".verdict p").get_text() == harmless.headline
     spans, shown = token_spans(examples[0], tokenizer), harmless_page.select(".tokens span")
     assert [bool({"trained"} & set(span.get("class", []))) for span in shown] == [span.trained for span in spans]
     trained = sum(span.trained for span in spans)
