@@ -316,8 +316,7 @@ def parser() -> Parser:
     def flag(made: Parser, *names: str, **options: Any) -> None:
         made.add_argument(*names, **options)
 
-    def config_flags(made: Parser, required: bool) -> None:
-        flag(made, "--config", required=required, metavar="C.yaml", help="configuration file")
+    def set_flag(made: Parser) -> None:
         flag(
             made,
             "--set",
@@ -327,6 +326,10 @@ def parser() -> Parser:
             help="change a key of it, such as training.seed=1",
         )
 
+    def config_flags(made: Parser, required: bool) -> None:
+        flag(made, "--config", required=required, metavar="C.yaml", help="configuration file")
+        set_flag(made)
+
     made = verb(
         verbs,
         "run",
@@ -335,14 +338,7 @@ def parser() -> Parser:
         "run configs/quickstart.yaml",
     )
     flag(made, "config", metavar="CONFIG", help="configuration file")
-    flag(
-        made,
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of it, such as training.seed=1",
-    )
+    set_flag(made)
     flag(made, "--name", default="", help="names the run folder (default: the name in the configuration)")
 
     traces = group("traces", "Generate, import, list and verify traces.")

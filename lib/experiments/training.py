@@ -116,12 +116,11 @@ def _write_manifest(
     wall_s: dict[str, float] | None = None,
     error: str = "",
 ) -> None:
-    now = utc_now()
     write_manifest(
         output,
         config,
         status,
-        identity={"run_id": str(uuid.uuid4()), "created_at": now, "code": code},
+        identity={"run_id": str(uuid.uuid4()), "created_at": utc_now(), "code": code},
         inputs={"data": {"file": data.name, "sha256": sha256_file(data)}},
         artifacts=hash_files(output),
         metrics=metrics or {},
