@@ -6,8 +6,10 @@ Exit status: 0 done, 1 it failed, 2 the request was wrong. An error is one line:
 import argparse
 import difflib
 import json
+import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,9 +25,24 @@ from lib.files import shown_path
 def run(arguments: argparse.Namespace) -> None:
     from lib.config import load_config
     from lib.experiments.pipeline import run_pipeline
-    from lib.experiments.stages import reproduce_command
 
-    done = run_pipeline(load_config(arguments.config, arguments.set), arguments.name)
+    config = load_config(arguments.config, arguments.set)
+    _conclude(run_pipeline(config, arguments.name, time_limit=arguments.time_limit))
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    from lib.experiments.pipeline import resume_run
+
+    _conclude(resume_run(arguments.run, time_limit=arguments.time_limit))
+
+
+def _conclude(done: Any) -> None:
+    from lib.experiments.report import write_index
+    from lib.experiments.run import list_runs
+    from lib.experiments.stages import reproduce_command
+    from lib.files import home
+
+    write_index(home() / "index.html", list_runs())
     print(done.conclusion("05_compare"))
     print(f"Report: {shown_path(done.path('report.html'))}")
     print(f"Reproduce: {reproduce_command(done)}")
@@ -239,7 +256,9 @@ def eval_report(arguments: argparse.Namespace) -> None:
 
 
 def runs_list(arguments: argparse.Namespace) -> None:
+    from lib.experiments.report import write_index
     from lib.experiments.run import list_runs
+    from lib.files import home
 
     found = list_runs()
     if arguments.json:
@@ -249,12 +268,62 @@ def runs_list(arguments: argparse.Namespace) -> None:
         print(f"{item['run']:<40} {item['status']:<12} {item['verdict']}")
     if not found:
         print("no run yet; start one: python -m lib run configs/quickstart.yaml")
+    elif arguments.html:
+        write_index(home() / "index.html", found)
+        print(f"As a page: {shown_path(home() / 'index.html')}")
+
+
+def runs_verify(arguments: argparse.Namespace) -> None:
+    from lib.experiments.run import find_run, run_folders
+    from lib.experiments.verify import verify_home, verify_run
+
+    if bool(arguments.run) == arguments.all:
+        raise RequestError("runs verify: give a RUN, or --all")
+    folders = run_folders() if arguments.all else [find_run(arguments.run)]
+    found = {folder.name: verify_run(folder) for folder in folders}
+    shared = verify_home() if arguments.all else []
+    if arguments.json:
+        print(json.dumps({"runs": found, "shared": shared}))
+    else:
+        for name, findings in found.items():
+            print(f"{name}: {'every artefact is as recorded' if not findings else f'{len(findings)} not as recorded'}")
+            for finding in findings:
+                print(f"  {finding}")
+        for finding in shared:
+            print(finding)
+    if shared or any(found.values()):
+        raise SystemExit(1)
+
+
+def runs_compare(arguments: argparse.Namespace) -> None:
+    from lib.experiments.compare_runs import compare_runs
+
+    for line in compare_runs(arguments.run, arguments.other):
+        print(line)
+
+
+def runs_reproduce(arguments: argparse.Namespace) -> None:
+    from lib.experiments.reproduce import reproduce
+
+    certificate, page = reproduce(arguments.run, arguments.prove, say)
+    if arguments.json:
+        print(page.with_suffix(".json").read_text("utf-8"), end="")
+    apart = [row for row in certificate.rows if not row.equal]
+    for row in apart:
+        say(f"differs: {row.what}{f' ({row.note})' if row.note else ''}")
+    for sentence in certificate.explanation:
+        say(sentence)
+    total = len(certificate.rows)
+    say(f"Equal: all {total} results, bit for bit." if certificate.equal else f"Different: {len(apart)} of {total}.")
+    say(f"Certificate: {shown_path(page)}")
+    if not certificate.equal:
+        raise SystemExit(1)
 
 
 def runs_show(arguments: argparse.Namespace) -> None:
-    from lib.experiments.run import read_manifest
+    from lib.experiments.run import find_run, read_manifest
 
-    manifest = read_manifest(arguments.run)
+    manifest = read_manifest(find_run(arguments.run))
     if arguments.json:
         print(json.dumps(manifest, indent=1))
         return
@@ -316,6 +385,10 @@ def parser() -> Parser:
     def flag(made: Parser, *names: str, **options: Any) -> None:
         made.add_argument(*names, **options)
 
+    def limit_flag(made: Parser) -> None:
+        flag(made, "--time-limit", type=_seconds, default=math.inf, metavar="SECONDS",
+             help="stop after so long; what was made stays, and resume goes on")  # fmt: skip
+
     def set_flag(made: Parser) -> None:
         flag(
             made,
@@ -340,6 +413,12 @@ def parser() -> Parser:
     flag(made, "config", metavar="CONFIG", help="configuration file")
     set_flag(made)
     flag(made, "--name", default="", help="names the run folder (default: the name in the configuration)")
+    limit_flag(made)
+
+    made = verb(verbs, "resume", resume, "Go on with a run that was interrupted, failed or killed, to the same end.",
+                "resume 20261122_101500_quickstart")  # fmt: skip
+    flag(made, "run", metavar="RUN", help="a run folder, or its name in the home")
+    limit_flag(made)
 
     traces = group("traces", "Generate, import, list and verify traces.")
     made = verb(traces, "generate", traces_generate, "Play a game and keep what was reasoned.",
@@ -444,15 +523,39 @@ def parser() -> Parser:
         help="states the rule of the verdict (default: p < 0.05 and at least 1 point)",
     )
 
-    runs = group("runs", "Look at runs.")
+    runs = group("runs", "List, verify, compare and reproduce runs.")
     made = verb(runs, "list", runs_list, "Every run, with its status and verdict.", "runs list")
     flag(made, "--json", action="store_true")
-    made = verb(
-        runs, "show", runs_show, "What the manifest of a run says.", "runs show runs/20261122_101500_quickstart"
-    )
+    flag(made, "--html", action="store_true", help="write index.html, the same as a page")
+    made = verb(runs, "show", runs_show, "What the manifest of a run says.", "runs show 20261122_101500_quickstart")
     flag(made, "run", metavar="RUN")
     flag(made, "--json", action="store_true")
+    made = verb(runs, "verify", runs_verify, "Compare every artefact of a run with its recorded hash.",
+                "runs verify 20261122_101500_quickstart")  # fmt: skip
+    flag(made, "run", metavar="RUN", nargs="?")
+    flag(made, "--all", action="store_true", help="every run, the store and the datasets")
+    flag(made, "--json", action="store_true")
+    made = verb(runs, "compare", runs_compare, "Two runs: what they were made from, and which results are equal.",
+                "runs compare 20261122_101500_quickstart 20261122_114500_quickstart")  # fmt: skip
+    flag(made, "run", metavar="RUN")
+    flag(made, "other", metavar="OTHER")
+    made = verb(runs, "reproduce", runs_reproduce,
+                "Execute a run again from its record, compare every result, and write a certificate.",
+                "runs reproduce 20261122_101500_quickstart --prove")  # fmt: skip
+    flag(made, "run", metavar="RUN", help="a run, or the report.html of one")
+    flag(made, "--prove", action="store_true", help="in a fresh virtual environment of the recorded packages")
+    flag(made, "--json", action="store_true")
     return top
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end."""
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise ValueError
+    return seconds
 
 
 def say(text: str) -> None:
@@ -471,8 +574,10 @@ def main(words: list[str] | None = None) -> int:
         return _fail(error, 2)
     except RetraceError as error:
         return _fail(error, 1)
+    except Terminated:
+        return _fail("terminated; python -m lib runs list shows what can be resumed", 143)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted; python -m lib runs list shows what can be resumed", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
         return 0
@@ -529,5 +634,11 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
+def _terminate(signal: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
 if __name__ == "__main__":
+    for name in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what is at work is stopped, and recorded as interrupted
+        signal.signal(name, _terminate)
     sys.exit(main())

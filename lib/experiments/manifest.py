@@ -3,18 +3,23 @@
 Two runs with equal inputs and equal fingerprints end with the same bits.
 """
 
+import os
 import subprocess
+import tempfile
+from collections.abc import Collection
 from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.experiments.run import MANIFEST, STATE
+from lib.experiments.run import BOOKKEEPING, MANIFEST, MANIFEST_VERSION, manifest_digest
 from lib.files import atomic_write, home, repository_root, sha256_bytes, sha256_file, write_json
 from lib.trace import utc_now
 
-VERSION = "1.0"
+PATCH = "git.patch"
+# What a run executes and reads of the repository: changes elsewhere in the tree do not touch it.
+CODE = ("lib", "notebooks", "evalsets", "pyproject.toml", "requirements.txt")
 
 
 def write_manifest(
@@ -22,6 +27,7 @@ def write_manifest(
     config: Config,
     status: str,
     identity: dict[str, Any],
+    attempts: list[dict[str, Any]],
     artifacts: dict[str, Any],
     inputs: dict[str, Any],
     metrics: dict[str, Any],
@@ -29,11 +35,14 @@ def write_manifest(
     fingerprint: dict[str, Any],
     error: str = "",
 ) -> dict[str, Any]:
-    """Write `run_manifest.json`, the last file of a run. `status` is done, failed, interrupted or dry_run."""
+    """Write `run_manifest.json`, the last file of a run, with a digest of itself.
+
+    `status` is done, failed, interrupted, timed_out or dry_run. `attempts` are the times that somebody was at work,
+    each with its code; the code of the last one is the manifest's own.
+    """
     manifest = {
-        "manifest_version": VERSION,
-        "run_id": identity["run_id"],
-        "created_at": identity["created_at"],
+        "manifest_version": MANIFEST_VERSION,
+        **identity,
         "finished_at": utc_now(),
         "status": status,
         **({"error": error} if error else {}),
@@ -41,7 +50,8 @@ def write_manifest(
         "training_config": asdict(config.training),
         "recipe": config.recipe,
         "seed": config.training.seed,
-        **identity["code"],
+        **code_of(attempts[-1]),
+        "attempts": attempts,
         "artifacts_path": _relative(folder),
         "config": asdict(config),
         "inputs": inputs,
@@ -51,18 +61,22 @@ def write_manifest(
         "fingerprint": fingerprint,
         "environment": environment(),
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest | {"sha256": manifest_digest(manifest)})
     return manifest
 
 
-def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file of a run but its manifest and state: path in the folder → sha256 and byte count."""
-    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+def hash_files(folder: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Every file of a run but its bookkeeping, or those named: path in the folder → sha256 and byte count."""
+    chosen = artifact_names(folder) if names is None else names
     return {
-        name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        for name, path in sorted(names.items())
-        if name not in (MANIFEST, STATE)
+        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(chosen)
     }
+
+
+def artifact_names(folder: Path) -> set[str]:
+    """The path in the folder of every file of a run but its bookkeeping; a link is named, never followed."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    return found - BOOKKEEPING
 
 
 def environment() -> list[str]:
@@ -72,30 +86,49 @@ def environment() -> list[str]:
 
 
 def save_code(folder: Path) -> dict[str, Any]:
-    """Which code is at work: its commit, and what the working tree changed since, kept in the folder as `git.patch`.
+    """Which code is at work: its commit, and how the working tree differs from it, kept in the folder as `git.patch`.
 
-    `git_untracked` counts files that git does not know and the patch cannot hold. Outside a checkout `git_sha` is None.
+    The patch holds new files too, where git does not ignore them. Outside a checkout `git_sha` is None.
     """
-    patch_file = folder / "git.patch"
+    patch_file = folder / PATCH
     patch_file.unlink(missing_ok=True)
     try:
-        sha, patch = _git("rev-parse", "HEAD").decode().strip(), _git("diff", "HEAD", "--binary")
-        untracked = _git("ls-files", "--others", "--exclude-standard").count(b"\n")
+        sha = _git("rev-parse", "HEAD").decode().strip()
+        patch = _patch()
     except (OSError, subprocess.CalledProcessError):
         return {"git_sha": None, "git_dirty": False}
     if patch:
         atomic_write(patch_file, patch)
     return {
         "git_sha": sha,
-        "git_dirty": bool(patch or untracked),
+        "git_dirty": bool(patch),
         **({"git_patch_sha256": sha256_bytes(patch)} if patch else {}),
-        **({"git_untracked": untracked} if untracked else {}),
     }
 
 
-def _git(*arguments: str) -> bytes:
+def code_of(attempt: dict[str, Any]) -> dict[str, Any]:
+    """What `save_code` found, of an attempt that also says when it was."""
+    return {name: value for name, value in attempt.items() if name.startswith("git_")}
+
+
+def _patch() -> bytes:
+    """From the commit to the files as they are, by an index and objects of our own: the user's stay as they are."""
+    objects = (repository_root() / _git("rev-parse", "--git-path", "objects").decode().strip()).resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {
+            "GIT_INDEX_FILE": str(Path(scratch, "index")),
+            "GIT_OBJECT_DIRECTORY": scratch,
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects),
+        }
+        there = [name for name in CODE if (repository_root() / name).exists()]
+        _git("read-tree", "HEAD", **index)
+        _git("add", "--all", "--", *there, **index)
+        return _git("diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", *CODE, **index)
+
+
+def _git(*arguments: str, **environment: str) -> bytes:
     command = ["git", "-C", str(repository_root()), *arguments]
-    return subprocess.run(command, check=True, capture_output=True).stdout
+    return subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment}).stdout
 
 
 def _relative(folder: Path) -> str:

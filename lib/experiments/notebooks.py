@@ -4,27 +4,32 @@
 
 papermill by itself accepts unknown parameters with a warning and calls a notebook done whose kernel was
 killed or left; so parameters are checked before a kernel starts, and a notebook counts as done only when its
-last cell has said so.
+last cell has said so. It runs in a thread of its own, so that an interrupt, a request to end or a time limit
+reaches us at once, whatever the kernel is busy with, and no kernel outlives it.
 """
 
 import ast
 import difflib
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import bleach
 import nbformat
 import papermill
+import psutil
 from bleach.css_sanitizer import CSSSanitizer
 from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
-from lib.experiments.run import Run
+from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_write, repository_root, shown_path
 from lib.progress import VARIABLE, terminal
 
@@ -47,39 +52,67 @@ class Stage(NamedTuple):
     parameters: dict[str, Any]
 
 
-def execute(stage: Stage, run: Run) -> str:
+class TimeLimit(RetraceError):
+    """The run took longer than it was given."""
+
+
+def execute(stage: Stage, run: Run, deadline: float = math.inf) -> str:
     """Run the notebook into the run folder, as notebook and as page. Returns its conclusion.
 
-    Raises RequestError for a parameter that the notebook does not have, RetraceError where it did not come to
-    its end; the notebook as far as it came, and its page, are kept in both cases.
+    Raises RequestError for a parameter that the notebook does not have, RetraceError where it did not come to its
+    end, TimeLimit where `deadline` (of `time.monotonic`) came first; the notebook as far as it came, and its page,
+    are kept in all cases.
     """
     source = repository_root() / "notebooks" / f"{stage.notebook}.ipynb"
-    parameters = {"config": str(run.path("config.yaml")), "run_dir": str(run.folder), **stage.parameters}
+    parameters = {"config": str(run.path(CONFIG)), "run_dir": str(run.folder), **stage.parameters}
     check_parameters(source, parameters)
     run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
-    scratch = run.path(f".{stage.name}.ipynb")
-    for name in ("papermill", "asyncio", "traitlets"):  # what they would log of a failure, the one error line says
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    error = None
-    try:
-        with _kernel_environment():
-            papermill.execute_notebook(
-                nbformat.read(source, as_version=4), _literal(scratch), parameters,
-                kernel_name="python3", cwd=str(source.parent), progress_bar=False,
-                extra_arguments=["--log-level=CRITICAL"],
-            )  # fmt: skip
-    except papermill.PapermillExecutionError as failure:
-        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
-    except RuntimeError as failure:  # a kernel that died, a time limit
-        error = str(failure).splitlines()[0]
-    finally:
-        _publish(scratch, run, stage.name)
+    scratch = run.path(f".{stage.name}.tmp.ipynb")
+    error, others = None, _children()
+    with _kernel_environment(), ThreadPoolExecutor(1) as thread:
+        notebook = thread.submit(_papermill, source, scratch, parameters)
+        try:
+            _wait(notebook, stage.name, deadline, others)
+            notebook.result()
+        except papermill.PapermillExecutionError as failure:
+            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+        except RuntimeError as failure:  # a kernel that died
+            error = str(failure).splitlines()[0]
+        finally:
+            _publish(scratch, run, stage.name)
     conclusion = run.conclusion(stage.name)
     if error or conclusion is None:
-        notebook = shown_path(run.path(f"{stage.name}.ipynb"))
         reason = error or "the notebook ended before its last cell"
-        raise RetraceError(f"{stage.name}: {reason} (the notebook so far: {notebook})")
+        raise RetraceError(f"{stage.name}: {reason} (the notebook so far: {shown_path(run.path(stage.name))}.ipynb)")
     return conclusion
+
+
+def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
+    for name in ("papermill", "asyncio", "traitlets"):  # what they would log of a failure, the one error line says
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    papermill.execute_notebook(
+        nbformat.read(source, as_version=4), _literal(scratch), parameters,
+        kernel_name="python3", cwd=str(source.parent), progress_bar=False,
+        extra_arguments=["--log-level=CRITICAL"],
+    )  # fmt: skip
+
+
+def _wait(notebook: Future, name: str, deadline: float, others: set[psutil.Process]) -> None:
+    """Until the notebook is done. Whatever stops the wait kills its kernel first, which ends the notebook."""
+    try:
+        while not wait([notebook], timeout=0.2).done:
+            if time.monotonic() > deadline:
+                raise TimeLimit(f"{name}: the time limit was reached")
+    except BaseException:
+        while not wait([notebook], timeout=0.2).done:  # again and again, as the kernel may only just be starting
+            for child in _children() - others:
+                with suppress(psutil.Error):
+                    child.kill()
+        raise
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
@@ -134,10 +167,11 @@ def _declared(source: Path) -> dict[str, Any]:
 
 def _publish(scratch: Path, run: Run, name: str) -> None:
     """The executed notebook under its final name, and its page; nothing where the kernel never started."""
-    if not scratch.is_file() or not scratch.stat().st_size:
-        return
-    os.replace(scratch, run.path(f"{name}.ipynb"))
-    atomic_write(run.path(f"{name}.html"), render(run.path(f"{name}.ipynb")))
+    with suppress(FileNotFoundError, nbformat.reader.NotJSONError):  # cut off where the disk was full
+        nbformat.read(scratch, as_version=4)
+        atomic_write(run.path(f"{name}.ipynb"), scratch.read_bytes())
+        atomic_write(run.path(f"{name}.html"), render(scratch))
+    scratch.unlink(missing_ok=True)
 
 
 def _literal(path: Path) -> str:

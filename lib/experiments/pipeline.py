@@ -1,22 +1,43 @@
 """The whole main job as one command: the five notebooks, in order, into one run folder; the manifest last.
 
     run = run_pipeline(load_config("configs/quickstart.yaml", ["training.num_steps=50"]))
+    run = resume_run("20261122_101500_quickstart")       # goes on where that one stopped, to the same end
 
 04_evaluate is executed twice, for the base before training and for the tuned model after it.
+
+A stage that came to its end leaves `stages/<stage>.json`: its conclusion, the files it made with their hashes,
+and a key over everything it was made from (configuration, eval set, notebook, and what the stages before it
+made). A resumed run executes again only those whose key or files are not what was recorded.
 """
 
 import json
+import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib.config import Config
-from lib.data.dataset import dataset_key
-from lib.experiments.manifest import hash_files, save_code, write_manifest
-from lib.experiments.notebooks import Stage, execute
-from lib.experiments.run import STATE, Run, create_run
+from lib.config import Config, load_config
+from lib.data.dataset import dataset_key, list_datasets
+from lib.errors import RequestError
+from lib.experiments.manifest import artifact_names, hash_files, save_code, write_manifest
+from lib.experiments.notebooks import Stage, TimeLimit, execute
+from lib.experiments.run import (
+    CONFIG,
+    MANIFEST,
+    STATE,
+    Run,
+    at_work,
+    create_run,
+    end_orphan,
+    find_run,
+    read_manifest,
+    sweep,
+)
 from lib.experiments.stages import datasets, find_eval_set
+from lib.files import repository_root, sha256_bytes, sha256_file, shown_path, write_json
+from lib.trace import utc_now
 
 STAGES = [
     Stage("01_traces", "01_traces", {}),
@@ -26,30 +47,45 @@ STAGES = [
     Stage("04_evaluate_after", "04_evaluate", {"model": "after"}),
     Stage("05_compare", "05_compare", {}),
 ]
+PAGES = (".ipynb", ".html")  # what a stage shows; the stages after it are made from its other files
+
+Say = Callable[[str], None]
 
 
-def run_pipeline(config: Config, name: str = "", say: Callable[[str], None] = print) -> Run:
+def run_pipeline(config: Config, name: str = "", say: Say = print, time_limit: float = math.inf) -> Run:
     """Execute the main job of this configuration into a new run folder, and write its manifest.
 
     Raises RequestError before anything is written where the request is wrong, RetraceError where a notebook
-    fails; the manifest then says so, and what was made stays.
+    fails or `time_limit` seconds are over; the manifest then says so, and what was made stays.
     """
     preflight(config)
     run = create_run(config, name)
-    run.update(code=save_code(run.folder))
-    say(f"{run.name}: {len(STAGES)} stages, from {config.name}")
-    wall_s: dict[str, float] = {}
-    status, error = "done", ""
-    try:
-        for stage in STAGES:
-            _execute(stage, run, wall_s, say)
-    except BaseException as failure:
-        status, error = "failed", str(failure) or type(failure).__name__
-        if isinstance(failure, KeyboardInterrupt):
-            status, error = "interrupted", f"interrupted in {run.state.get('stage', 'its first moment')}"
-        raise
-    finally:
-        _close(run, status, wall_s, error)
+    with at_work(run.folder):
+        say(f"{run.name}: {len(STAGES)} stages, from {config.name}")
+        _drive(run, say, time_limit)
+    return run
+
+
+def resume_run(name: str, say: Say = print, time_limit: float = math.inf) -> Run:
+    """Go on with a run that was interrupted, failed, killed or timed out; one that is done is left as it is.
+
+    Raises RequestError where it is still at work, is no run of the pipeline, or its configuration was edited.
+    """
+    folder = find_run(name)
+    if not (folder / CONFIG).is_file():
+        raise RequestError(f"{shown_path(folder)}: no {CONFIG}, so it is no run of the pipeline; "
+                           "a training is resumed by its own command, given again")  # fmt: skip
+    run = Run(folder, load_config(folder / CONFIG))
+    if (folder / MANIFEST).is_file() and read_manifest(folder)["status"] == "done":
+        say(f"{run.name}: is done already")
+        return run
+    preflight(run.config)
+    with at_work(folder):
+        end_orphan(folder)
+        sweep(folder)
+        _reopen(run)
+        say(f"{run.name}: resumed")
+        _drive(run, say, time_limit)
     return run
 
 
@@ -62,26 +98,134 @@ def preflight(config: Config) -> None:
         find_released(config.model.name)
 
 
-def _execute(stage: Stage, run: Run, wall_s: dict[str, float], say: Callable[[str], None]) -> None:
-    run.update(stage=stage.name)
-    started = time.perf_counter()
+def _reopen(run: Run) -> None:
+    """The run as one at work: what its manifest says of it goes back to its state, and the manifest away."""
+    state = read_manifest(run.folder) if run.path(MANIFEST).is_file() else run.state
+    if state.get("by_hand"):
+        raise RequestError(f"{shown_path(run.folder)}: belongs to notebooks executed by hand; start a run of its own")
+    if state["config_sha256"] != sha256_file(run.path(CONFIG)):
+        raise RequestError(f"{shown_path(run.path(CONFIG))}: edited since the run began; start a new run with it")
+    kept = ("run_id", "created_at", "config_sha256", "attempts")
+    write_json(run.path(STATE), {name: state[name] for name in kept if name in state})
+    run.path(MANIFEST).unlink(missing_ok=True)
+
+
+def _drive(run: Run, say: Say, time_limit: float) -> None:
+    """Every stage that is not there yet, then the manifest, whatever happens."""
+    deadline = time.monotonic() + time_limit
+    begun = {"started_at": utc_now(), **save_code(run.folder)}
+    run.update(attempts=[*run.state.get("attempts", []), begun], stage="")
+    status, error = "done", ""
     try:
-        conclusion = execute(stage, run)
+        chain = _origin(run)
+        for stage in STAGES:
+            chain = _link(chain, _made(stage, run, chain, say, deadline))
+    except BaseException as failure:
+        status, error = "failed", str(failure) or type(failure).__name__
+        if isinstance(failure, TimeLimit):
+            status, error = "timed_out", f"{failure} ({time_limit:g} s)"
+        if isinstance(failure, KeyboardInterrupt):
+            status, error = "interrupted", f"interrupted in {run.state['stage'] or 'its first moment'}"
+        raise
     finally:
-        wall_s[stage.name] = time.perf_counter() - started
-    say(f"  {stage.name:<20} {wall_s[stage.name]:6.1f} s  {conclusion}")
+        _close(run, status, error)
 
 
-def _close(run: Run, status: str, wall_s: dict[str, float], error: str) -> None:
+# ---- stages, made once -------------------------------------------------------------------------------------
+
+
+def _made(stage: Stage, run: Run, chain: str, say: Say, deadline: float) -> dict[str, Any]:
+    """The record of a stage: the one that is there, where all it speaks of is as it says, or else a new one."""
+    notebook = repository_root() / "notebooks" / f"{stage.notebook}.ipynb"
+    key = _link(chain, {"notebook": sha256_file(notebook), "parameters": stage.parameters})
+    record = _record(run, stage)
+    damaged = _damaged(run, stage, record)
+    if record.get("key") == key and not damaged:
+        say(f"  {stage.name:<20} {'kept':>8}  {record['sentence']}")
+        return record
+    if damaged:
+        say(f"  {stage.name}: {', '.join(damaged)} not as recorded; made again")
+        _discard(run, record, damaged)
+    run.update(stage=stage.name)
+    before, started = _look(run), time.perf_counter()
+    sentence = execute(stage, run, deadline)
+    seconds = time.perf_counter() - started
+    after = _look(run)
+    files = hash_files(run.folder, {name for name in after if after[name] != before.get(name)})
+    record = {"stage": stage.name, "sentence": sentence, "key": key, "wall_s": round(seconds, 2), "files": files}
+    write_json(run.path("stages", f"{stage.name}.json"), record)
+    say(f"  {stage.name:<20} {seconds:6.1f} s  {sentence}")
+    return record
+
+
+def _origin(run: Run) -> str:
+    """What the first stage is made from: the configuration and the eval set."""
+    return sha256_bytes(
+        f"{sha256_file(run.path(CONFIG))} {find_eval_set(run.config.evaluation.eval_set).sha256}".encode()
+    )
+
+
+def _link(chain: str, made: dict[str, Any]) -> str:
+    """The key of what comes after: of all that came before, and of the files (but for pages) that were made here."""
+    if "files" in made:
+        made = {name: facts["sha256"] for name, facts in made["files"].items() if not name.endswith(PAGES)}
+    return sha256_bytes(json.dumps([chain, made], sort_keys=True).encode())
+
+
+def _record(run: Run, stage: Stage) -> dict[str, Any]:
+    """What was recorded of a stage that came to its end; empty where it did not, or the record is not readable."""
+    try:
+        record = json.loads(run.path("stages", f"{stage.name}.json").read_bytes())
+        return record if {"key", "files", "sentence", "wall_s"} <= record.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _damaged(run: Run, stage: Stage, record: dict[str, Any]) -> list[str]:
+    """What a stage made and is not there as it was; the dataset is kept outside of the run, and checked when read."""
+    found = [
+        name
+        for name, facts in record.get("files", {}).items()
+        if not run.path(name).is_file() or sha256_file(run.path(name)) != facts["sha256"]
+    ]
+    key = dataset_key(run.config.dataset)
+    if record and stage.name == "02_dataset" and key not in list_datasets(datasets()):
+        found.append(f"dataset {key}")
+    return found
+
+
+def _discard(run: Run, record: dict[str, Any], damaged: list[str]) -> None:
+    """What a stage made, where part of it is damaged. A tuned model alone is made again from its checkpoints."""
+    if all(name.startswith("checkpoint-final/") for name in damaged):
+        shutil.rmtree(run.path("checkpoint-final"))
+        return
+    for name in record["files"]:
+        run.path(name).unlink(missing_ok=True)
+
+
+def _look(run: Run) -> dict[str, tuple[int, ...]]:
+    """What tells a file from the same file written anew, without reading it."""
+    found = {name: run.path(name).lstat() for name in artifact_names(run.folder) if not name.startswith("stages/")}
+    return {name: (stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in found.items()}
+
+
+# ---- the end -----------------------------------------------------------------------------------------------
+
+
+def _close(run: Run, status: str, error: str) -> None:
     """The manifest, as the last file; then nobody is at work here any more."""
     trained = _read(run.path("checkpoint-final", "model.json"))
     dataset = _read(datasets() / dataset_key(run.config.dataset) / "manifest.json")
     eval_set = find_eval_set(run.config.evaluation.eval_set)
+    records = {stage.name: _record(run, stage) for stage in STAGES}
+    *earlier, last = run.state["attempts"]
+    attempts = [*earlier, last | {"ended_at": utc_now(), "status": status}]
     write_manifest(
         run.folder,
         run.config,
         status,
-        identity=run.state,
+        identity={name: run.state[name] for name in ("run_id", "created_at", "config_sha256")},
+        attempts=attempts,
         inputs={
             "dataset": {"key": dataset_key(run.config.dataset), "content_sha256": dataset.get("content_sha256")},
             "eval_set": {"name": eval_set.name, "sha256": eval_set.sha256},
@@ -93,7 +237,7 @@ def _close(run: Run, status: str, wall_s: dict[str, float], error: str) -> None:
             "weights_sha256": trained.get("weights_sha256"),
             "evaluation": _read(run.path("comparison.json")) or None,
         },
-        wall_s=wall_s,
+        wall_s={name: record["wall_s"] for name, record in records.items() if record},
         fingerprint=trained.get("fingerprint"),
         error=error,
     )

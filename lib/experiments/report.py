@@ -7,6 +7,7 @@ Text from traces and models is never markup: fenced in Markdown by a fence longe
 by the template engine, and a Content-Security-Policy lets no script run and nothing load.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,19 +36,15 @@ class TokenSpan(NamedTuple):
 
 
 class RunFacts(NamedTuple):
-    """What the page says of the run besides the comparison."""
+    """What the page says of the run besides the comparison; `record` is what reproducing it needs and compares."""
 
-    run_name: str
-    run_id: str
-    created_at: str
     config: Config
-    code: str
     dataset: dict[str, Any]
     example: Example
     tokenizer: Tokenizer
     metrics: list[dict[str, float]]
     training: dict[str, Any]
-    fingerprint: dict[str, Any]
+    record: dict[str, Any]
     reproduce: str
 
 
@@ -75,15 +72,30 @@ def write_markdown(path: Path, comparison: Comparison) -> None:
     atomic_write(path, markdown(comparison))
 
 
-def write_page(path: Path, comparison: Comparison, facts: RunFacts) -> None:
+def drawings(comparison: Comparison, metrics: list[dict[str, float]]) -> dict[str, str]:
+    """The pictures of the page, as SVG."""
+    return {"accuracy": svg(accuracy_figure(comparison)), "loss": svg(loss_figure(metrics))}
+
+
+def write_page(path: Path, comparison: Comparison, facts: RunFacts, drawn: dict[str, str]) -> None:
     """The whole report as one HTML file that needs nothing from anywhere."""
     spans = token_spans(facts.example, facts.tokenizer)
     page = _templates().get_template("report.html.j2").render(
         comparison=comparison, facts=facts, spans=spans, trained=sum(span.trained for span in spans), shown=SHOWN,
-        confidence=f"{100 * (1 - comparison.rule.alpha):g}",
-        accuracy_svg=Markup(svg(accuracy_figure(comparison))), loss_svg=Markup(svg(loss_figure(facts.metrics))),
+        confidence=f"{100 * (1 - comparison.rule.alpha):g}", record=json.dumps(facts.record, ensure_ascii=False),
+        drawn={name: Markup(picture) for name, picture in drawn.items()},
     )  # fmt: skip
     atomic_write(path, page)
+
+
+def write_certificate(path: Path, certificate: Any) -> None:
+    """What came of doing a run again, as one page; of a Certificate of `reproduce`."""
+    atomic_write(path, _templates().get_template("certificate.html.j2").render(certificate=certificate))
+
+
+def write_index(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Every run as a row of one page; rows as `list_runs` gives them."""
+    atomic_write(path, _templates().get_template("index.html.j2").render(runs=runs))
 
 
 def markdown(comparison: Comparison) -> str:

@@ -5,23 +5,35 @@
     run.path("metrics.jsonl")
 
 `run_manifest.json` is written last, so its presence means that nothing more will be. Until then `state.json`
-says who is at work.
+says what was begun, and a lock that ends with its process says whether anybody is still at work:
+
+    status_of(run.folder)      # running, stale (its process is gone), done, failed, interrupted, timed_out, …
 """
 
 import json
 import os
+import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+from filelock import FileLock, Timeout
+
 from lib.config import Config, load_config, to_yaml
-from lib.errors import RequestError
-from lib.files import atomic_write, child, home, sha256_bytes, write_json
+from lib.errors import RequestError, RetraceError
+from lib.files import atomic_write, child, home, sha256_bytes, shown_path, write_json
 from lib.trace import utc_now
 
-MANIFEST, STATE = "run_manifest.json", "state.json"
-MANIFEST_KEYS = {"status", "artifacts_path", "dataset_key", "recipe", "seed", "metrics", "wall_s"}
+MANIFEST, STATE, CONFIG = "run_manifest.json", "state.json", "config.yaml"
+LOCK, KERNEL_LOCK, KERNEL_PID = ".lock", ".kernel.lock", ".kernel.pid"
+BOOKKEEPING = {MANIFEST, STATE, LOCK, KERNEL_LOCK, KERNEL_PID}  # of a run folder, and no artefact of the run
+MANIFEST_VERSION = "1.0"
+MANIFEST_KEYS = {"status", "artifacts_path", "artifacts", "dataset_key", "recipe", "seed", "metrics", "wall_s"}
+ORPHAN_SECONDS = 5
 
 
 class Run:
@@ -39,7 +51,7 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any]:
-        """`run_id`, `created_at`, `pid`, and the stage that is at work."""
+        """`run_id`, `created_at`, and the stage that is at work."""
         return json.loads(self.path(STATE).read_bytes())
 
     def update(self, **facts: Any) -> None:
@@ -56,67 +68,230 @@ class Run:
         return json.loads(file.read_bytes())["sentence"] if file.is_file() else None
 
 
+# ---- making and opening ------------------------------------------------------------------------------------
+
+
 def create_run(config: Config, name: str = "") -> Run:
     """A new run folder, `<time>_<name>`. Raises RequestError where it cannot be made."""
-    folder = child(home(), f"{datetime.now(UTC):%Y%m%d_%H%M%S}_{name or config.name}")
-    if folder.exists():
-        raise RequestError(f"{folder}: there is a run of this second and name already; start it again")
-    return _made(folder, config)
+    stamp = f"{datetime.now(UTC):%Y%m%d_%H%M%S}_{name or config.name}"
+    for number in range(1, 100):  # two runs of one second are told apart by a number
+        folder = child(home(), stamp if number == 1 else f"{stamp}_{number}")
+        with _writing(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return _begun(folder, config)
+    raise RequestError(f"{folder}: there are too many runs of this second and name; start it again")
 
 
 def open_run(config: str, run_dir: str = "", overrides: str = "") -> Run:
     """The run that a notebook works on: `run_dir`, or else a folder that belongs to this configuration.
 
     `overrides` are `a.b=value`, separated by blanks; the pipeline gives none, as its configuration is resolved.
+    A run that the pipeline executes has one kernel at a time: this process is the only one that writes in it
+    until it ends.
     """
     resolved = load_config(config, overrides.split())
     if run_dir:
         folder = Path(run_dir)
         if not (folder / STATE).is_file():
             raise RequestError(f"run_dir {run_dir}: not a run folder at work (no {STATE})")
-        if load_config(folder / "config.yaml") != resolved:
-            raise RequestError(
-                f"run_dir {run_dir}: is a run of another configuration; give config {folder}/config.yaml"
-            )
+        if load_config(folder / CONFIG) != resolved:
+            raise RequestError(f"run_dir {run_dir}: is a run of another configuration; give config {folder}/{CONFIG}")
+        _hold_as_kernel(folder)
         return Run(folder, resolved)
     folder = child(home(), f"by_hand_{resolved.name}_{sha256_bytes(to_yaml(resolved).encode())[:8]}")
-    return Run(folder, resolved) if (folder / STATE).is_file() else _made(folder, resolved)
-
-
-def _made(folder: Path, config: Config) -> Run:
-    run = Run(folder, config)
-    try:
+    if (folder / STATE).is_file():
+        return Run(folder, resolved)
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(run.path("config.yaml"), to_yaml(config))
-        write_json(run.path(STATE), {"run_id": str(uuid.uuid4()), "created_at": utc_now(), "pid": os.getpid()})
-    except OSError as error:
-        raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another --home") from None
+        return _begun(folder, resolved, by_hand=True)
+
+
+def find_run(run: str) -> Path:
+    """The folder of a run, named by its path or by its name in this home. Raises RequestError."""
+    if "\0" not in run:
+        for folder in (Path(run), home() / run):
+            with suppress(OSError):  # a name too long for a folder
+                if (folder / MANIFEST).is_file() or (folder / STATE).is_file():
+                    return folder
+    raise RequestError(f"run {run}: no {MANIFEST} and no {STATE} there; python -m lib runs list shows the runs")
+
+
+def _begun(folder: Path, config: Config, **facts: Any) -> Run:
+    run = Run(folder, config)
+    text = to_yaml(config)
+    atomic_write(run.path(CONFIG), text)
+    identity = {"run_id": str(uuid.uuid4()), "created_at": utc_now(), "config_sha256": sha256_bytes(text.encode())}
+    write_json(run.path(STATE), identity | facts)
     return run
 
 
-def list_runs() -> list[dict[str, Any]]:
-    """Every run of this home, newest first: its folder's name, status and verdict."""
-    found = [path.parent for name in (MANIFEST, STATE) for path in home().glob(f"*/{name}")]
-    return [_listed(folder) for folder in sorted(set(found), key=lambda folder: folder.name, reverse=True)]
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another --home") from None
 
 
-def read_manifest(run: str) -> dict[str, Any]:
-    """The manifest of a run, named by its folder or by its name in this home. Raises RequestError."""
-    for folder in (Path(run), home() / run):
+# ---- who is at work ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """The only process that drives this run, for as long as the block lasts. Raises RequestError where another is.
+
+    The lock belongs to the process: killed in whatever way, it lets go.
+    """
+    lock = FileLock(folder / LOCK, timeout=1)  # long enough for one who only asks whether it is held
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RequestError(
+            f"{shown_path(folder)}: another process is at work in it; wait for its end, or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers left that were killed; only where nobody else is at work in the folder."""
+    for pattern in (".*.tmp", ".*.tmp.ipynb"):
+        for stray in folder.rglob(pattern):
+            stray.unlink(missing_ok=True)
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a living process drives this run."""
+    return _is_held(folder / LOCK)
+
+
+def end_orphan(folder: Path) -> None:
+    """Stop the kernel of an earlier attempt that outlived its runner, so that nothing of it is written from here on.
+
+    Raises RetraceError where it does not end.
+    """
+    if not _is_held(folder / KERNEL_LOCK):
+        return
+    with suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((folder / KERNEL_PID).read_text()))
+        if any("ipykernel" in word for word in process.cmdline()):
+            process.send_signal(signal.SIGKILL)
+    try:
+        with FileLock(folder / KERNEL_LOCK, timeout=ORPHAN_SECONDS):
+            pass
+    except Timeout:
+        raise RetraceError(
+            f"{shown_path(folder)}: a kernel of an earlier attempt still writes in it and could not be stopped "
+            f"(its process id is in {KERNEL_PID}); stop it and resume again"
+        ) from None
+
+
+_held_by_this_kernel: dict[Path, FileLock] = {}
+
+
+def _hold_as_kernel(folder: Path) -> None:
+    folder = folder.resolve()
+    if folder in _held_by_this_kernel:
+        return
+    lock = FileLock(folder / KERNEL_LOCK, timeout=ORPHAN_SECONDS)  # the kernel of the stage before may just be ending
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RequestError(f"run_dir {shown_path(folder)}: another kernel works in this run") from None
+    atomic_write(folder / KERNEL_PID, str(os.getpid()))
+    _held_by_this_kernel[folder] = lock
+
+
+def _is_held(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a home that may only be read: nobody writes there
+        return False
+
+
+# ---- looking at runs ---------------------------------------------------------------------------------------
+
+
+def status_of(folder: Path) -> str:
+    """`running` where a living process is at work; else what the manifest says: done, failed, interrupted, timed_out
+    or dry_run; else, as nobody wrote one, `stale`.
+
+    `by_hand`: a folder where notebooks are executed one by one, which nobody concludes. `damaged`: a manifest
+    that is not what was written.
+    """
+    if is_at_work(folder):
+        return "running"
+    try:
         if (folder / MANIFEST).is_file():
-            try:
-                manifest = json.loads((folder / MANIFEST).read_bytes())
-                if missing := MANIFEST_KEYS - manifest.keys():
-                    raise ValueError(f"no {min(missing)}")
-                return manifest
-            except (ValueError, AttributeError) as error:
-                raise RequestError(f"{folder / MANIFEST}: damaged ({error})") from None
-    raise RequestError(f"run {run}: no {MANIFEST} there; python -m lib runs list shows the runs")
+            return read_manifest(folder)["status"]
+        return "by_hand" if json.loads((folder / STATE).read_bytes()).get("by_hand") else "stale"
+    except (OSError, ValueError, AttributeError, RetraceError):
+        return "damaged"
+
+
+def list_runs() -> list[dict[str, Any]]:
+    """Every run of this home, newest first: its folder's name, status, dataset, model, accuracy and verdict."""
+    return [_listed(folder) for folder in run_folders()]
+
+
+def run_folders() -> list[Path]:
+    """The folder of every run of this home, newest first."""
+    found = {path.parent for name in (MANIFEST, STATE) for path in home().glob(f"[!.]*/{name}")}
+    return sorted(found, key=lambda folder: folder.name, reverse=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run. Raises RequestError where there is none, or where it is not what was written."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        hint = f"its status is {status_of(folder)}" if (folder / STATE).is_file() else "it is no run"
+        raise RequestError(f"{shown_path(folder)}: no {MANIFEST}; {hint}")
+    try:
+        manifest = json.loads(file.read_bytes())
+        version = manifest["manifest_version"]
+        if version == MANIFEST_VERSION and manifest["sha256"] != manifest_digest(manifest):
+            raise ValueError("edited after it was written")
+        if missing := MANIFEST_KEYS - manifest.keys():
+            raise ValueError(f"no {min(missing)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise RequestError(f"{shown_path(file)}: damaged ({reason})") from None
+    if version != MANIFEST_VERSION:
+        raise RequestError(f"{shown_path(file)}: manifest_version {version!r} is not known, only {MANIFEST_VERSION!r}")
+    return manifest
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the manifest without its own `sha256`, as JSON with sorted keys."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return sha256_bytes(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
 def _listed(folder: Path) -> dict[str, Any]:
-    if not (folder / MANIFEST).is_file():
-        return {"run": folder.name, "status": "open", "verdict": ""}
-    manifest = read_manifest(str(folder))
+    """One row; what an unfinished run does not say yet is empty."""
+    row = {"run": folder.name, "status": status_of(folder), "verdict": "", "created_at": "", "dataset": "",
+           "model": "", "before": None, "after": None, "wall_s": None,
+           "report": (folder / "report.html").is_file()}  # fmt: skip
+    try:
+        manifest = read_manifest(folder)
+    except RetraceError:
+        return row
     evaluation = manifest["metrics"].get("evaluation") or {}
-    return {"run": folder.name, "status": manifest["status"], "verdict": evaluation.get("sentence", "")}
+    return row | {
+        "verdict": evaluation.get("sentence", ""),
+        "created_at": manifest["created_at"],
+        "dataset": manifest["dataset_key"],
+        "model": manifest["config"]["model"]["name"],
+        "before": (evaluation.get("before") or {}).get("accuracy"),
+        "after": (evaluation.get("after") or {}).get("accuracy"),
+        "wall_s": round(sum(manifest["wall_s"].values()), 1),
+    }

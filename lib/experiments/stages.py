@@ -20,9 +20,10 @@ from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
 from lib.evaluation.compare import Comparison, Results, compare, figures, read_results
 from lib.evaluation.evalsets import EvalSet, load_eval_set
-from lib.experiments.manifest import save_code
-from lib.experiments.report import RunFacts, write_markdown, write_page
-from lib.experiments.run import Run
+from lib.experiments.evidence import EVIDENCE, VERSION, results
+from lib.experiments.manifest import code_of, environment, save_code
+from lib.experiments.report import RunFacts, drawings, write_markdown, write_page
+from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_open, home, repository_root, write_json
 from lib.tasks import TASKS, group_keys
 from lib.trace import Trace, utc_now
@@ -173,8 +174,8 @@ def compare_models(run: Run) -> Comparison:
     before, after = evaluate_model(run, "before"), evaluate_model(run, "after")
     record = training_record(run)
     expected = {"before": record["inputs"]["base_weights_sha256"], "after": record["weights_sha256"]}
-    for name, results in {"before": before, "after": after}.items():
-        if results.weights_sha256 != expected[name]:
+    for name, answers in {"before": before, "after": after}.items():
+        if answers.weights_sha256 != expected[name]:
             file = run.path(OUTPUTS[name])
             raise RetraceError(f"{file}: answers of other weights than this run's; delete it and run again")
     return compare(before, after, run.config.evaluation.verdict)
@@ -194,34 +195,44 @@ def metrics(run: Run) -> list[dict[str, float]]:
 
 
 def write_report(run: Run) -> Comparison:
-    """`delta_report.md`, `comparison.json` and `report.html` of a run whose models are evaluated."""
+    """`delta_report.md`, `comparison.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
     comparison = compare_models(run)
-    record = training_record(run)
+    model = training_record(run)
     dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
-    code = run.state.get("code") or save_code(run.folder)
+    drawn = drawings(comparison, metrics(run))
+    write_markdown(run.path("delta_report.md"), comparison)
+    write_json(run.path("comparison.json"), figures(comparison))
+    record = {
+        "evidence_version": VERSION,
+        "run": run.name,
+        "run_id": run.state["run_id"],
+        "created_at": run.state["created_at"],
+        "config": run.path(CONFIG).read_text("utf-8"),
+        "code": code_of(run.state["attempts"][-1]) if "attempts" in run.state else save_code(run.folder),
+        "fingerprint": model["fingerprint"],
+        "fingerprint_changed": model["fingerprint_changed"],
+        "environment": environment(),
+        "dataset": {name: dataset.manifest[name] for name in ("dataset_key", "created_at", "provenance")},
+        "results": results(run.folder, dataset.manifest["content_sha256"], list(drawn.values())),
+    }
+    write_json(run.path(EVIDENCE), record)
     facts = RunFacts(
-        run_name=run.name,
-        run_id=run.state["run_id"],
-        created_at=run.state["created_at"],
         config=run.config,
-        code=f"git commit {code['git_sha']}{' with local changes' if code['git_dirty'] else ''}",
         dataset=dataset.manifest,
         example=training_examples(run)[0],
         tokenizer=load_tokenizer(run.path("checkpoint-final", "tokenizer.json")),
         metrics=metrics(run),
-        training=record["training"] | {"weights_sha256": record["weights_sha256"]},
-        fingerprint=record["fingerprint"],
+        training=model["training"],
+        record=record,
         reproduce=reproduce_command(run),
     )
-    write_markdown(run.path("delta_report.md"), comparison)
-    write_json(run.path("comparison.json"), figures(comparison))
-    write_page(run.path("report.html"), comparison, facts)
+    write_page(run.path("report.html"), comparison, facts, drawn)
     return comparison
 
 
 def reproduce_command(run: Run) -> str:
-    """The same run again, from the resolved configuration that it kept; to be given in the repository."""
-    root, file = repository_root(), run.path("config.yaml").resolve()
+    """What re-executes the run and compares every result; to be given in the repository."""
+    root = repository_root()
     python = ".venv/bin/python" if Path(sys.prefix) == root / ".venv" else "python"
     place = "" if home() == root / "runs" else f" --home {home()}"
-    return f"{python} -m lib{place} run {file.relative_to(root) if file.is_relative_to(root) else file}"
+    return f"{python} -m lib{place} runs reproduce {run.name}"

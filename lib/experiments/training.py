@@ -1,7 +1,9 @@
 """Training on a file, outside a run: what `python -m lib train` does, and its dry run."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ from lib.data.export import read_examples
 from lib.data.renderer import Example, question_of
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import describe_too_long, validate_examples
-from lib.errors import RequestError, RetraceError
+from lib.errors import RequestError
 from lib.experiments.manifest import hash_files, save_code, write_manifest
-from lib.experiments.run import MANIFEST
-from lib.files import sha256_file, shown_path
+from lib.experiments.run import MANIFEST, STATE, at_work, sweep
+from lib.files import atomic_write, sha256_file, shown_path, write_json
 from lib.trace import utc_now
 
 
@@ -35,31 +37,52 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
     Raises RequestError for what is wrong with the request, RetraceError where training fails.
     """
     from lib.model.weights import base_model, is_from_scratch
-    from lib.training.fingerprint import fingerprint
     from lib.training.loop import finished, train
 
     examples = read_examples(data, config.recipe, config.system_instruction)
-    tokenizer_file = output / "tokenizer.json"
-    if is_from_scratch(config.model.name):
-        tokenizer = tokenizer_beside(data, examples)[0]
-        if tokenizer_file.is_file() and tokenizer_file.read_bytes() != tokenizer.to_json().encode():
-            raise RequestError(f"{output}: holds a training run on other data; give another output folder")
-        tokenizer.save(tokenizer_file)
-    model = base_model(config.model.name, config.training.seed, tokenizer_file)
-    if finished(output):
-        return train(model, examples, config, output)  # compares the inputs, and changes nothing
-    (output / MANIFEST).unlink(missing_ok=True)  # of a dry run or a failure; the new one comes last
-    code = save_code(output)
-    try:
-        result = train(model, examples, config, output, on_metrics)
-    except RequestError:
-        raise
-    except RetraceError as failure:
-        _write_manifest(config, data, output, "failed", code, fingerprint(), error=str(failure))
-        raise
-    metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
-    _write_manifest(config, data, output, "done", code, fingerprint(), metrics, {"train": result.seconds})
+    output.mkdir(parents=True, exist_ok=True)
+    with at_work(output):
+        sweep(output)
+        tokenizer_file = output / "tokenizer.json"
+        if is_from_scratch(config.model.name):
+            tokenizer = tokenizer_beside(data, examples)[0]
+            if tokenizer_file.is_file() and tokenizer_file.read_bytes() != tokenizer.to_json().encode():
+                raise RequestError(f"{output}: holds a training run on other data; give another output folder")
+            tokenizer.save(tokenizer_file)
+        model = base_model(config.model.name, config.training.seed, tokenizer_file)
+        if finished(output):
+            return train(model, examples, config, output)  # compares the inputs, and changes nothing
+        with _recorded(config, data, output) as close:
+            result = train(model, examples, config, output, on_metrics)
+            metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
+            close("done", metrics, {"train": result.seconds})
     return result
+
+
+@contextmanager
+def _recorded(config: Config, data: Path, output: Path) -> Iterator[Callable]:
+    """A state while the block lasts, and a manifest however it ends; a request that is refused changes neither."""
+    from lib.training.fingerprint import fingerprint
+
+    attempt = {"started_at": utc_now(), **save_code(output)}
+    close = partial(_write_manifest, config, data, output, attempt, fingerprint())
+    earlier = (output / MANIFEST).read_bytes() if (output / MANIFEST).is_file() else b""
+    write_json(output / STATE, {"run_id": str(uuid.uuid4()), "created_at": attempt["started_at"], "stage": "train"})
+    (output / MANIFEST).unlink(missing_ok=True)
+    try:
+        yield close
+    except RequestError:
+        if earlier:
+            atomic_write(output / MANIFEST, earlier)
+        raise
+    except KeyboardInterrupt:
+        close("interrupted", error="interrupted in training")
+        raise
+    except Exception as failure:
+        close("failed", error=str(failure) or type(failure).__name__)
+        raise
+    finally:
+        (output / STATE).unlink(missing_ok=True)
 
 
 def check_training(config: Config, data: Path, output: Path) -> list[str]:
@@ -101,7 +124,8 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         lines.append(
             f"model: {config.model.name}, {parameter_count(model_config(config.model.name, tokenizer)):,} parameters"
         )
-    _write_manifest(config, data, output, "dry_run", save_code(output), fingerprint())
+    attempt = {"started_at": utc_now(), **save_code(output)}
+    _write_manifest(config, data, output, attempt, fingerprint(), "dry_run")
     return lines
 
 
@@ -109,9 +133,9 @@ def _write_manifest(
     config: Config,
     data: Path,
     output: Path,
-    status: str,
-    code: dict[str, Any],
+    attempt: dict[str, Any],
     fingerprint: dict[str, Any],
+    status: str,
     metrics: dict[str, Any] | None = None,
     wall_s: dict[str, float] | None = None,
     error: str = "",
@@ -120,7 +144,8 @@ def _write_manifest(
         output,
         config,
         status,
-        identity={"run_id": str(uuid.uuid4()), "created_at": utc_now(), "code": code},
+        identity={"run_id": str(uuid.uuid4()), "created_at": attempt["started_at"]},
+        attempts=[attempt | {"ended_at": utc_now(), "status": status}],
         inputs={"data": {"file": data.name, "sha256": sha256_file(data)}},
         artifacts=hash_files(output),
         metrics=metrics or {},

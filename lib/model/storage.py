@@ -37,14 +37,17 @@ def tree_digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def save_tree(folder: Path, tree: Any) -> str:
-    """Write a tree of arrays to a new folder and return its digest; what an earlier attempt left is removed."""
+def save_tree(folder: Path, tree: Any, digest: str = "") -> str:
+    """Write a tree of arrays to a new folder and return its digest, which whoever has computed it gives.
+
+    What an earlier attempt left there is removed.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "arrays").absolute(), tree)
         checkpointer.wait_until_finished()
-    digest = tree_digest(tree)
+    digest = digest or tree_digest(tree)
     write_json(folder / DIGEST, {"sha256": digest, "leaves": _shapes(tree)})
     return digest
 

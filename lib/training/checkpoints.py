@@ -14,12 +14,11 @@ from lib.training.step import TrainState
 KEEP = 2
 
 
-def save_checkpoint(folder: Path, state: TrainState) -> str:
-    """Write the state under its step, then drop all but the newest two. Returns the digest."""
-    digest = save_tree(folder / str(int(state.step)), state)
+def save_checkpoint(folder: Path, state: TrainState, digest: str) -> None:
+    """Write the state, whose digest is given, under its step; then drop all but the newest two."""
+    save_tree(folder / str(int(state.step)), state, digest)
     for step in saved_steps(folder)[:-KEEP]:
         shutil.rmtree(folder / str(step))
-    return digest
 
 
 def saved_steps(folder: Path) -> list[int]:

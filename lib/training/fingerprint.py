@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 
+# JAX_… variables that say where something is kept or what is told, and move no bit.
+HARMLESS = ("CACHE", "LOG", "TRACEBACK", "DUMP", "PROFILER")
+
 
 def fingerprint() -> dict[str, Any]:
     """Versions, devices and settings; two trainings of the same inputs under equal ones end with equal weights."""
@@ -19,10 +22,24 @@ def fingerprint() -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        **{name.lower(): value for name, value in sorted(os.environ.items()) if name.startswith("JAX_")},
+        **{
+            name.lower(): value
+            for name, value in sorted(os.environ.items())
+            if name.startswith("JAX_") and not any(word in name for word in HARMLESS)
+        },
         "cpu": _cpu(),
         "platform": f"{sys.platform}-{platform.machine()}",
     }
+
+
+def setting(entry: str) -> str:
+    """The environment variable behind an entry, which whoever starts the process can put back; or nothing."""
+    return entry.upper() if entry in ("nproc", "xla_flags") or entry.startswith("jax_") else ""
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """The entries in which two fingerprints differ."""
+    return [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
 
 
 def _cpu() -> str:

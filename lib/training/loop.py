@@ -4,6 +4,7 @@
     result.weights_sha256      # equal for equal examples, config and seed, resumed or not
 
     OUTPUT/metrics.jsonl       one line a logged step
+    OUTPUT/checkpoints.jsonl   one line a checkpoint: the digest of weights and optimizer state, kept when it is not
     OUTPUT/checkpoints/        weights and optimizer state, to go on from
     OUTPUT/checkpoint-final/   the tuned model; its presence means that training is done
 
@@ -31,10 +32,11 @@ from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.validation import encode_all
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, write_json
+from lib.model.storage import tree_digest
 from lib.model.weights import Model, read_about, save_model
 from lib.progress import progress
 from lib.training.checkpoints import restore_latest, save_checkpoint, saved_steps
-from lib.training.fingerprint import fingerprint
+from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss
 
 ADAM_B2 = 0.99  # a memory of 100 steps: runs of some hundred steps never fill 0.999's
@@ -82,7 +84,7 @@ def train(
     held_out = [item for item, out in zip(encoded, held, strict=True) if out]
     if not tuned_on:
         raise RequestError(f"all {len(examples)} examples fell to the held-out side; give more examples")
-    _claim(output, inputs)
+    changed = _claim(output, inputs, warn)
     try:
         state, resumed_from, lines = _run(model, tuned_on, held_out, config.training, output, on_metrics, warn)
     except jax.errors.JaxRuntimeError as error:
@@ -106,7 +108,7 @@ def train(
     }
     save_model(
         output / "checkpoint-final", trained, inputs=inputs, training=facts, fingerprint=fingerprint(),
-        system_instruction=config.system_instruction,
+        fingerprint_changed=changed, system_instruction=config.system_instruction,
     )  # fmt: skip
     return finished(output, inputs)
 
@@ -152,7 +154,8 @@ def _run(
     if restored := restore_latest(output / "checkpoints", state, warn):
         state = restored
     start = int(state.step)
-    lines = _metrics_until(output / "metrics.jsonl", start)
+    lines = _lines_until(output / "metrics.jsonl", start)
+    _lines_until(output / "checkpoints.jsonl", start)
     train_step, held_out_loss = make_train_step(model.graph, optimizer), _held_out_loss(model, held_out, config)
     length = batch_length(tuned_on)
     began = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
@@ -177,9 +180,12 @@ def _run(
                 on_metrics(line)
                 bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
                 clock, seen = time.perf_counter(), 0
-            if not last and step % config.checkpoint_every == 0:
+            if last or step % config.checkpoint_every == 0:
                 paused = time.perf_counter()
-                save_checkpoint(output / "checkpoints", state)
+                digest = tree_digest(state)
+                _append(output / "checkpoints.jsonl", {"step": step, "sha256": digest})
+                if not last:
+                    save_checkpoint(output / "checkpoints", state, digest)
                 clock += time.perf_counter() - paused
             bar.update()
     return state, start, lines
@@ -250,13 +256,32 @@ def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, 
     }
 
 
-def _claim(output: Path, inputs: dict[str, Any]) -> None:
-    """Say in the output whose training it holds; refuse one that holds another's."""
-    claim = output / "checkpoints" / "inputs.json"
-    if claim.is_file():
-        _refuse_other(output, json.loads(claim.read_bytes()), inputs)
-    else:
-        write_json(claim, inputs)
+def _claim(output: Path, inputs: dict[str, Any], warn: Callable[[str], None]) -> list[str]:
+    """Say in the output whose training it holds, and on what; refuse one that holds another's.
+
+    Returns what is another on this machine than where the training began, which ends the promise of equal bits.
+    Raises RequestError where that is a setting that can be put back.
+    """
+    claim, here = output / "checkpoints" / "inputs.json", fingerprint()
+    if not claim.is_file():
+        write_json(claim, {"inputs": inputs, "fingerprint": here})
+        return []
+    try:
+        found = json.loads(claim.read_bytes())
+        there = found["fingerprint"]
+        _refuse_other(output, found["inputs"], inputs)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RetraceError(f"{claim}: damaged ({error}); delete {claim.parent} and train again") from None
+    changed = differences(there, here)
+    for name in changed:
+        if variable := setting(name):
+            raise RequestError(
+                f"{output}: training began with {variable}={there.get(name, '')!r}, and here it is "
+                f"{here.get(name, '')!r}: set it to the former to go on to the same bits, or train into another folder"
+            )
+        warn(f"training began with {name} {there.get(name, 'absent')}, here it is {here.get(name, 'absent')}: "
+             "it goes on, but equal bits are not promised")  # fmt: skip
+    return changed
 
 
 def _refuse_other(output: Path, there: dict[str, Any], inputs: dict[str, Any]) -> None:
@@ -271,7 +296,7 @@ def _refuse_other(output: Path, there: dict[str, Any], inputs: dict[str, Any]) -
         )
 
 
-def _metrics_until(path: Path, step: int) -> list[Metrics]:
+def _lines_until(path: Path, step: int) -> list[Metrics]:
     """The logged lines up to a step; later ones, of steps that will be done again, are dropped from the file."""
     lines = list(_complete_lines(path))
     kept = [line for line in lines if line["step"] <= step]
@@ -287,6 +312,6 @@ def _complete_lines(path: Path) -> Iterator[Metrics]:
                 yield json.loads(line)
 
 
-def _append(path: Path, line: Metrics) -> None:
+def _append(path: Path, line: dict[str, Any]) -> None:
     with open(path, "a") as file:
         file.write(json.dumps(line) + "\n")

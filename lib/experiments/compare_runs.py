@@ -1,0 +1,44 @@
+"""Two runs side by side: what they were made from, what each came to, and which results are the same bits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lib.config import flatten, load_config
+from lib.experiments.evidence import EVIDENCE, compare_results, read_record
+from lib.experiments.run import CONFIG, find_run, read_manifest
+
+
+def compare_runs(one: str, other: str) -> Iterator[str]:
+    """Lines to print: configuration differences first, then figures, then the results that differ.
+
+    Raises RequestError where one of them has not come to its report.
+    """
+    folders = [find_run(name) for name in (one, other)]
+    configs = [flatten(load_config(folder / CONFIG)) for folder in folders]
+    records = [read_record(folder / EVIDENCE) for folder in folders]
+    manifests = [read_manifest(folder) for folder in folders]
+    yield f"{'':<40} {folders[0].name:<32} {folders[1].name}"
+    for key in configs[0]:
+        if configs[0][key] != configs[1][key]:
+            yield _line(key, configs[0][key], configs[1][key])
+    for name in sorted(records[0]["fingerprint"].keys() | records[1]["fingerprint"].keys()):
+        there, here = (record["fingerprint"].get(name, "absent") for record in records)
+        if there != here:
+            yield _line(f"fingerprint: {name}", there, here)
+    for name in ("before", "after"):
+        yield _line(f"accuracy {name}", *(_accuracy(manifest, name) for manifest in manifests))
+    rows = compare_results(records[0]["results"], records[1]["results"])
+    for row in rows:
+        if not row.equal:
+            yield f"differs: {row.what}{f' ({row.note})' if row.note else ''}"
+    yield f"{sum(row.equal for row in rows)} of {len(rows)} results are equal, bit for bit"
+
+
+def _line(name: str, there: Any, here: Any) -> str:
+    return f"{name:<40} {there!s:<32} {here}"
+
+
+def _accuracy(manifest: dict[str, Any], name: str) -> str:
+    side = manifest["metrics"]["evaluation"][name]
+    low, high = side["interval"]
+    return f"{100 * side['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
