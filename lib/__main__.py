@@ -37,12 +37,8 @@ def resume(arguments: argparse.Namespace) -> None:
 
 
 def _conclude(done: Any) -> None:
-    from lib.experiments.report import write_index
-    from lib.experiments.run import list_runs
     from lib.experiments.stages import reproduce_command
-    from lib.files import home
 
-    write_index(home() / "index.html", list_runs())
     print(done.conclusion("05_compare"))
     print(f"Report: {shown_path(done.path('report.html'))}")
     print(f"Reproduce: {reproduce_command(done)}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lib.config import flatten, load_config
+from lib.config import load_config, to_dict
 from lib.experiments.evidence import EVIDENCE, compare_results, read_record
 from lib.experiments.run import CONFIG, find_run, read_manifest
 
@@ -14,13 +14,13 @@ def compare_runs(one: str, other: str) -> Iterator[str]:
     Raises RequestError where one of them has not come to its report.
     """
     folders = [find_run(name) for name in (one, other)]
-    configs = [flatten(load_config(folder / CONFIG)) for folder in folders]
+    configs = [dict(_leaves(to_dict(load_config(folder / CONFIG)))) for folder in folders]
     records = [read_record(folder / EVIDENCE) for folder in folders]
     manifests = [read_manifest(folder) for folder in folders]
     yield f"{'':<40} {folders[0].name:<32} {folders[1].name}"
-    for key in configs[0]:
-        if configs[0][key] != configs[1][key]:
-            yield _line(key, configs[0][key], configs[1][key])
+    for key in configs[0] | configs[1]:
+        if configs[0].get(key) != configs[1].get(key):
+            yield _line(key, configs[0].get(key), configs[1].get(key))
     for name in sorted(records[0]["fingerprint"].keys() | records[1]["fingerprint"].keys()):
         there, here = (record["fingerprint"].get(name, "absent") for record in records)
         if there != here:
@@ -32,6 +32,15 @@ def compare_runs(one: str, other: str) -> Iterator[str]:
         if not row.equal:
             yield f"differs: {row.what}{f' ({row.note})' if row.note else ''}"
     yield f"{sum(row.equal for row in rows)} of {len(rows)} results are equal, bit for bit"
+
+
+def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """`training.seed`, 42 …"""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _line(name: str, there: Any, here: Any) -> str:

@@ -26,9 +26,11 @@ import nbformat
 import papermill
 import psutil
 from bleach.css_sanitizer import CSSSanitizer
+from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
+from lib.experiments.report import printable
 from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_write, repository_root, shown_path
 from lib.progress import VARIABLE, terminal
@@ -136,10 +138,18 @@ def render(notebook: Path) -> str:
         sanitize_html=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        filters={"clean_html": _plain_markup},
+        filters={"clean_html": _plain_markup, "ansi2html": _plain_text},
     )
     page, _ = exporter.from_filename(str(notebook))
     return page
+
+
+def _plain_text(printed: str) -> Markup:
+    """What was printed, without its colours; whatever else a terminal would obey is shown.
+
+    nbconvert's own filter raises at a colour that breaks off, so a trace that holds one would fail the run.
+    """
+    return escape(printable(re.sub(r"\x1b\[[\d;]*m", "", printed)))
 
 
 def _plain_markup(html: str) -> str:

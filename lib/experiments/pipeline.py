@@ -14,7 +14,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lib.data.dataset import dataset_key, list_datasets
 from lib.errors import RequestError
 from lib.experiments.manifest import artifact_names, hash_files, save_code, write_manifest
 from lib.experiments.notebooks import Stage, TimeLimit, execute
+from lib.experiments.report import write_index
 from lib.experiments.run import (
     CONFIG,
     MANIFEST,
@@ -32,11 +34,12 @@ from lib.experiments.run import (
     create_run,
     end_orphan,
     find_run,
+    list_runs,
     read_manifest,
     sweep,
 )
 from lib.experiments.stages import datasets, find_eval_set
-from lib.files import repository_root, sha256_bytes, sha256_file, shown_path, write_json
+from lib.files import home, repository_root, sha256_bytes, sha256_file, shown_path, write_json
 from lib.trace import utc_now
 
 STAGES = [
@@ -60,7 +63,7 @@ def run_pipeline(config: Config, name: str = "", say: Say = print, time_limit: f
     """
     preflight(config)
     run = create_run(config, name)
-    with at_work(run.folder):
+    with _indexed(), at_work(run.folder):
         say(f"{run.name}: {len(STAGES)} stages, from {config.name}")
         _drive(run, say, time_limit)
     return run
@@ -80,13 +83,22 @@ def resume_run(name: str, say: Say = print, time_limit: float = math.inf) -> Run
         say(f"{run.name}: is done already")
         return run
     preflight(run.config)
-    with at_work(folder):
+    with _indexed(), at_work(folder):
         end_orphan(folder)
         sweep(folder)
         _reopen(run)
         say(f"{run.name}: resumed")
         _drive(run, say, time_limit)
     return run
+
+
+@contextmanager
+def _indexed() -> Iterator[None]:
+    """`index.html` of the home tells of the run, however it ended."""
+    try:
+        yield
+    finally:
+        write_index(home() / "index.html", list_runs())
 
 
 def preflight(config: Config) -> None:

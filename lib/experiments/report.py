@@ -4,7 +4,8 @@
     write_page(run.path("report.html"), facts)
 
 Text from traces and models is never markup: fenced in Markdown by a fence longer than any in it, escaped in HTML
-by the template engine, and a Content-Security-Policy lets no script run and nothing load.
+by the template engine, and a Content-Security-Policy lets no script run and nothing load. In Markdown, which is read
+in a terminal too, characters that a terminal obeys are shown instead.
 """
 
 import json
@@ -25,6 +26,9 @@ from lib.experiments.figures import accuracy_figure, loss_figure, svg
 from lib.files import atomic_write
 
 SHOWN = 10
+# What is obeyed and not seen: control characters by a terminal, overrides of the writing direction by the reader's eye.
+_OBEYED = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+_OBEYED |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
 
 
 class TokenSpan(NamedTuple):
@@ -153,6 +157,11 @@ def visible(completion: str) -> str:
     return f"({len(completion)} blanks and line breaks, no text)" if completion else "(nothing)"
 
 
+def printable(text: str) -> str:
+    """The text with a picture for each control character: `\x1b[2J` clears a terminal, `␛[2J` is read."""
+    return text.translate(_OBEYED)
+
+
 def percent(share: float, signed: bool = False) -> str:
     return f"{100 * share:+.1f} points" if signed else f"{100 * share:.1f} %"
 
@@ -220,14 +229,13 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 def _fenced(text: str) -> str:
     """The text as a code block that it cannot leave, nor hide anything in."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
+    return f"{fence}text\n{printable(text)}\n{fence}"
 
 
 def _inline(text: str) -> str:
     """The text within a line of Markdown, with nothing in it that means something there, a bare URL included."""
-    return re.sub(
-        r"([\\`*_{}\[\]<>#|!&~$@]|:(?=//)|(?<=[a-z])\.(?=\w))", r"\\\1", " ".join(text.split()), flags=re.IGNORECASE
-    )
+    line = printable(" ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~$@]|:(?=//)|(?<=[a-z])\.(?=\w))", r"\\\1", line, flags=re.IGNORECASE)
 
 
 def _templates() -> Environment:

@@ -253,7 +253,7 @@ def _explanation(
         entries = ", ".join(
             f"{entry['name']} ({entry['recorded']} recorded, {entry['found']} here)" for entry in fingerprint
         )
-        said.append(f"The fingerprints differ in {entries}: equal bits are promised only where they are equal.")
+        said.append(f"The fingerprints differ ({entries}), and equal bits are promised only within one.")
     elif apart and packages:
         entries = ", ".join(f"{entry['name']} ({entry['recorded']}, {entry['found']})" for entry in packages[:10])
         said.append(f"The fingerprints are equal, and packages differ: {entries}.")
