@@ -452,7 +452,7 @@ WRONG = {
     "no evaluation output": (
         ["eval", "report", "--before", "{folder}/bad.jsonl", "--after", "b", "--output", "c"], "bad.jsonl:1: ",
     ),
-    "no run": (["runs", "show", "absent"], "run absent: no run_manifest.json there"),
+    "no run": (["runs", "show", "absent"], "run absent: no run_manifest.json and no state.json there"),
     "output below a file": (
         [*GENERATE, "--count", "1", "--output", "{folder}/bad.jsonl/x/t.jsonl"], "bad.jsonl/x: Not a directory",
     ),
@@ -493,9 +493,11 @@ def test_home_moves_everything(call, home, tmp_path):
 def test_a_damaged_run_manifest_is_named(manifest, call, home):
     (home / "toy").mkdir(parents=True)
     (home / "toy" / "run_manifest.json").write_text(manifest)
-    for words in (["runs", "list"], ["runs", "show", "toy"]):
-        ended = call(*words)
-        assert ended.status == 2 and f"{home}/toy/run_manifest.json: damaged" in ended.err
+    ended = call("runs", "show", "toy")
+    assert ended.status == 2 and f"{home}/toy/run_manifest.json: damaged" in ended.err
+    ended = call("runs", "verify", "toy")
+    assert ended.status == 1 and "edited: run_manifest.json" in ended.out
+    assert call("runs", "list").out.split() == ["toy", "damaged"]
 
 
 # ---- as a process -----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ BESIDE = {("model", "data")}  # a model's folder holds its tokenizer
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 OPTIONAL = {"transformers", "torch", "tunix", "ungar"}
 WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "experiments.report", "experiments.figures"}
-WITHOUT_JAX |= {f"evaluation.{name}" for name in ("scoring", "statistics", "evalsets", "compare")}
+WITHOUT_JAX |= {f"evaluation.{name}" for name in ("scoring", "statistics", "evalsets", "leaks", "compare")}
 
 
 class Import(NamedTuple):

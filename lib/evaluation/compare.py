@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from lib.config import VerdictConfig
 from lib.errors import RequestError
+from lib.evaluation.leaks import Leak
 from lib.evaluation.scoring import reasoning_steps
 from lib.evaluation.statistics import (
     Interval,
@@ -115,14 +116,23 @@ class Comparison(NamedTuple):
     broken: list[tuple[ItemResult, ItemResult]]
     unsound: list[ItemResult]
     step_errors: dict[str, int]
+    # None where the training data was not looked at.
+    leaks: list[Leak] | None = None
+
+    @property
+    def leaking_items(self) -> int:
+        return len({leak.item for leak in self.leaks or ()})
 
     @property
     def headline(self) -> str:
-        """The verdict, and what stands against it: correct answers whose reasoning is not true."""
-        if not self.unsound:
-            return self.verdict.sentence
-        correct = self.after_summary.counts["correct"]
-        return f"{self.verdict.sentence} But {len(self.unsound)} of {correct} correct answers rest on wrong reasoning."
+        """The verdict, and what stands against it: wrong reasoning under correct answers, and leaks."""
+        said = [self.verdict.sentence]
+        if self.unsound:
+            correct = self.after_summary.counts["correct"]
+            said.append(f"But {len(self.unsound)} of {correct} correct answers rest on wrong reasoning.")
+        if self.leaks:
+            said.append(f"Warning: the training data asks {self.leaking_items} of the {self.paired.n} items, too.")
+        return " ".join(said)
 
 
 def read_results(path: Path) -> Results:
@@ -221,6 +231,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
         "fixed": paired.fixed,
         "broken": paired.broken,
         "mcnemar_p": paired.p_value,
+        "leaks": None if comparison.leaks is None else [leak._asdict() for leak in comparison.leaks],
         "rule": {"alpha": comparison.rule.alpha, "min_effect": comparison.rule.min_effect},
         "verdict": comparison.verdict.word,
         "sentence": comparison.headline,

@@ -142,6 +142,7 @@ def markdown(comparison: Comparison) -> str:
             ["category", "n", "before", "after"],
             [[_inline(c.name), c.before.n, _accuracy(c.before), _accuracy(c.after)] for c in comparison.categories],
         ),
+        _leaks(comparison),
         _step_errors(comparison),
         *_pairs("Broken: correct before, not after", comparison.broken),
         *_pairs("Fixed: correct after, not before", comparison.fixed),
@@ -184,6 +185,17 @@ def _sound(side: Summary) -> str:
 
 def _checkable(side: Summary, count: int) -> str:
     return str(count) if side.checked else "not checkable"
+
+
+def _leaks(comparison: Comparison) -> str:
+    if comparison.leaks is None:
+        return "## Leaks\n\nNot looked for, as the training data was not given."
+    if not comparison.leaks:
+        return "## Leaks\n\nNo item is asked in the training data."
+    rows = [[_inline(leak.item), leak.kind, _inline(leak.trace)] for leak in comparison.leaks[:SHOWN]]
+    more = len(comparison.leaks) - SHOWN
+    rest = f"\n\nAnd {more} more pairs, whole in comparison.json beside this report." if more > 0 else ""
+    return f"## Leaks ({comparison.leaking_items} items)\n\n" + _table(["item", "kind", "training trace"], rows) + rest
 
 
 def _step_errors(comparison: Comparison) -> str:

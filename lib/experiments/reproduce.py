@@ -84,10 +84,11 @@ def reproduce(source: str, prove: bool = False, say: Callable[[str], None] = pri
         _restore_traces(original.record, scratch / "home")
         python = _fresh_environment(original.record, scratch, say) if prove else Path(sys.executable)
         again = _execute(original.record, scratch, python, say)
-        certificate = _certificate(original, again, prove, time.perf_counter() - started)
+        found = read_record(again / EVIDENCE)
+        certificate = _certificate(original, found, prove, time.perf_counter() - started)
         page.parent.mkdir(exist_ok=True)
         if not certificate.equal:
-            shutil.move(next((scratch / "home").glob("*_again")), page.with_suffix(""))
+            shutil.move(again, page.with_suffix(""))
             say(f"What was executed, to look at: {shown_path(page.with_suffix(''))}")
     write_json(page.with_suffix(".json"), asdict(certificate) | {"rows": [row._asdict() for row in certificate.rows]})
     write_certificate(page, certificate)
@@ -182,8 +183,8 @@ def _fresh_environment(record: dict[str, Any], scratch: Path, say: Callable[[str
     return python
 
 
-def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The run again, by its own code in a process of its own. Returns the record it leaves."""
+def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[[str], None]) -> Path:
+    """The run again, by its own code in a process of its own. Returns its folder."""
     config = scratch / "config.yaml"
     config.write_text(record["config"], "utf-8")
     command = [str(python), "-m", "lib", "--home", str(scratch / "home"), "run", str(config), "--name", "again"]
@@ -201,7 +202,7 @@ def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[
             raise
     if process.returncode:
         raise RetraceError(f"doing it again failed: {line.strip().removeprefix('error: ')}")
-    return read_record(next((scratch / "home").glob("*_again")) / EVIDENCE)
+    return next((scratch / "home").glob("*_again"))
 
 
 def _call(command: list[str], reason: str, cwd: Path | None = None) -> None:

@@ -20,6 +20,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
 from lib.evaluation.compare import Comparison, Results, compare, figures, read_results
 from lib.evaluation.evalsets import EvalSet, load_eval_set
+from lib.evaluation.leaks import audit
 from lib.experiments.evidence import EVIDENCE, VERSION, results
 from lib.experiments.manifest import code_of, environment, save_code
 from lib.experiments.report import RunFacts, drawings, write_markdown, write_page
@@ -196,9 +197,10 @@ def metrics(run: Run) -> list[dict[str, float]]:
 
 def write_report(run: Run) -> Comparison:
     """`delta_report.md`, `comparison.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
-    comparison = compare_models(run)
-    model = training_record(run)
     dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
+    items = find_eval_set(run.config.evaluation.eval_set).items[: run.config.evaluation.limit]
+    comparison = compare_models(run)._replace(leaks=audit(dataset.traces, items))
+    model = training_record(run)
     drawn = drawings(comparison, metrics(run))
     write_markdown(run.path("delta_report.md"), comparison)
     write_json(run.path("comparison.json"), figures(comparison))

@@ -1,0 +1,209 @@
+"""Doing a run again: equal results are certified, and whatever was changed is found and named."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from lib.__main__ import main
+from lib.experiments import manifest
+from lib.experiments import reproduce as again
+from lib.experiments.evidence import compare_results, first_step_apart, read_record
+from lib.experiments.run import manifest_digest
+from lib.files import repository_root
+
+SMALL = ["training.num_steps=3", "training.warmup_steps=1", "training.log_every=1", "training.eval_every=3",
+         "training.checkpoint_every=2", "evaluation.limit=4"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Compiling is most of what a small run does, and all runs here compile the same programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(compiled, tmp_path_factory) -> Path:
+    """A run that is done, in a home of its own."""
+    home = tmp_path_factory.mktemp("made") / "home"
+    words = ["--home", str(home), "run", "configs/smoke.yaml", "--name", "toy"]
+    command = [sys.executable, "-m", "lib", *words, *(word for change in SMALL for word in ("--set", change))]
+    subprocess.run(command, cwd=repository_root(), check=True, capture_output=True)
+    return next(home.glob("*_toy"))
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A copy of it that a test may change."""
+    shutil.copytree(made.parent, tmp_path / "copy")
+    monkeypatch.setenv("RETRACE_HOME", str(tmp_path / "copy"))
+    return tmp_path / "copy" / made.name
+
+
+def reproduce(*words: str) -> int:
+    """The exit status of the verb."""
+    try:
+        return main(["runs", *words])
+    except SystemExit as end:
+        return end.code
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_run_done_again_by_its_code_is_equal_in_every_result_and_certified(run, capsys):
+    assert reproduce("reproduce", run.name) == 0
+    said = capsys.readouterr().out
+    [file] = (run.parent / "certificates").glob("*.json")
+    certificate = json.loads(file.read_bytes())
+    names = [row["what"] for row in certificate["rows"]]
+    assert certificate["equal"] and all(row["equal"] for row in certificate["rows"])
+    assert f"Equal: all {len(names)} results, bit for bit." in said and f"{file.with_suffix('.html')}" in said
+    for name in ("dataset content", "losses, every logged step", "tuned weights", "pictures of the report",
+                 "weights and optimizer state, step 2", "weights and optimizer state, step 3",
+                 "text of the base model's answers", "text of the tuned model's answers"):  # fmt: skip
+        assert name in names
+    page = BeautifulSoup(file.with_suffix(".html").read_text(), "html.parser")
+    assert "came out the same again, bit for bit" in page.select_one(".verdict").get_text()
+    assert not page.find_all(["script", "link", "iframe"])
+    assert not list(run.parent.glob(".reproduce_*")) and reproduce("verify", run.name) == 0
+
+
+@pytest.mark.slow
+def test_the_page_alone_is_enough_and_another_nproc_is_found_and_named(made, tmp_path, compiled):
+    """In the home of a colleague, who has the repository and the one file; and another number of threads."""
+    record = read_record(made / "report.html")
+    assert record == read_record(made / "evidence.json")
+    if record["code"]["git_dirty"]:  # of which a page holds too little to do it again
+        with pytest.raises(again.RequestError, match="changes that were not committed"):
+            again.reproduce(str(made / "report.html"))
+        record["code"] |= {"git_sha": None, "git_dirty": False}
+    page = f'<pre id="evidence">{json.dumps(record).replace("<", "&lt;")}</pre>'
+    (tmp_path / "report.html").write_text(page)
+    environment = {**os.environ, "NPROC": "3"}
+    words = ["--home", tmp_path / "theirs", "runs", "reproduce", tmp_path / "report.html", "--json"]
+    command = [sys.executable, "-m", "lib", *map(str, words)]
+    ended = subprocess.run(command, cwd=repository_root(), env=environment, capture_output=True, text=True)
+    certificate = json.loads(ended.stdout)
+    assert certificate["fingerprint"] == [{"name": "nproc", "recorded": "2", "found": "3"}]
+    apart = [row["what"] for row in certificate["rows"] if not row["equal"]]
+    assert "dataset content" not in apart and ended.returncode == (1 if apart else 0)
+    if apart:
+        assert any("nproc: 2 recorded, 3 here" in sentence for sentence in certificate["explanation"])
+
+
+@pytest.mark.parametrize("name", ["train.tunix_sft.jsonl", "eval_after.jsonl", "metrics.jsonl", "delta_report.md"])
+def test_f37_one_changed_byte_is_named_in_the_certificate(name, made, run, monkeypatch, capsys):
+    flip(run / name)
+    # What executing it again would leave, without the minute that this takes.
+    monkeypatch.setattr(again, "_execute", lambda record, scratch, *rest: shutil.copytree(made, scratch / "again"))
+    assert reproduce("reproduce", run.name) == 1
+    said = capsys.readouterr().out
+    assert f"differs: on disk: edited: {name}" in said and "What was executed, to look at:" in said
+    [page] = (run.parent / "certificates").glob("*.html")
+    assert f"edited: {name}" in page.read_text()
+
+
+def test_one_changed_byte_of_the_dataset_is_named_by_verify(run, capsys):
+    flip(run.parent / "datasets" / "smoke-v1" / "traces.parquet")
+    assert reproduce("verify", run.name) == 1
+    assert "edited: dataset smoke-v1" in (said := capsys.readouterr().out) and "traces.parquet" in said
+
+
+@pytest.mark.parametrize(
+    "change, row",
+    [
+        ({"dataset_sha256": "0"}, "dataset content"),
+        ({"weights_sha256": "0"}, "tuned weights"),
+        ({"pictures": []}, "pictures of the report"),
+        ({"comparison_sha256": "0"}, "figures of the comparison"),
+    ],
+)
+def test_a_result_that_differs_is_a_row_that_differs(change, row, made):
+    recorded = read_record(made / "evidence.json")["results"]
+    rows = compare_results(recorded, recorded | change)
+    assert [found.what for found in rows if not found.equal] == [row]
+
+
+def test_the_first_step_and_the_first_item_apart_are_named(made):
+    recorded = read_record(made / "evidence.json")["results"]
+    found = json.loads(json.dumps(recorded))
+    found["losses"][1][1] = math.nextafter(found["losses"][1][1], math.inf)
+    found["checkpoints"][-1][1] = "0" * 64
+    found["eval_after"][2][1] = "0"
+    found["inputs"]["training"]["seed"] += 1
+    rows = {row.what: row.note for row in compare_results(recorded, found) if not row.equal}
+    assert rows["losses, every logged step"].startswith(f"first differs at step 2: loss {recorded['losses'][1][1]}")
+    assert rows["text of the tuned model's answers"] == f"first differs at item {recorded['eval_after'][2][0]}"
+    assert re.fullmatch(r"training.seed: \d+ recorded, \d+ found", rows["training settings, seed among them"])
+    assert "weights and optimizer state, step 3" in rows and first_step_apart(recorded, found) == 2
+
+
+def test_the_code_is_restored_with_its_patch_and_an_edited_patch_is_refused(run, tmp_path):
+    """In a repository of its own, with a change that was not committed and a file that was never added."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    root = repository_root()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "a.py").write_text("old\n")
+    for words in (["init", "-q"], ["add", "lib"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "lib" / "a.py").write_text("new\n")
+    (tmp_path / "lib" / "b.py").write_text("never added\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (manifest, again):
+            patch.setattr(module, "repository_root", lambda: tmp_path)
+        code = manifest.save_code(run)
+        source = again._Source({"code": code}, run, [])
+        again._restore_code(source, run.parent / "code")
+        assert code["git_dirty"] and root != tmp_path
+        assert (run.parent / "code" / "lib" / "a.py").read_text() == "new\n"
+        assert (run.parent / "code" / "lib" / "b.py").read_text() == "never added\n"
+        assert b"lib/b.py" not in subprocess.run([*git, "ls-files"], capture_output=True).stdout
+        shutil.rmtree(run.parent / "code")
+        flip(run / "git.patch")
+        with pytest.raises(again.RequestError, match="not the changes that the run was made with"):
+            again._restore_code(source, run.parent / "code")
+
+
+def test_a_commit_that_is_no_commit_is_refused(run):
+    record = read_record(run / "evidence.json")
+    for name, said in (("--output=/tmp/x", "expected the name of a commit"), ("0" * 40, "is not in this repository")):
+        record["code"] = {"git_sha": name, "git_dirty": False}
+        with pytest.raises(again.RequestError, match=said):
+            again._restore_code(again._Source(record, run, []), run.parent / "code")
+        shutil.rmtree(run.parent / "code", ignore_errors=True)
+
+
+def test_a_run_that_is_not_done_and_a_page_without_a_record_are_refused(run, tmp_path, capsys):
+    said = json.loads((run / "run_manifest.json").read_bytes()) | {"status": "interrupted"}
+    (run / "run_manifest.json").write_text(json.dumps(said | {"sha256": manifest_digest(said)}))
+    assert reproduce("reproduce", run.name) == 2
+    (tmp_path / "page.html").write_text("<p>nothing</p>")
+    assert reproduce("reproduce", str(tmp_path / "page.html")) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "its status is interrupted" in first and "holds no record of a run" in second
+
+
+def test_two_runs_compared_name_their_differences(run, capsys):
+    other = shutil.copytree(run, run.parent / "other")
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("learning_rate: ", "learning_rate: 1"))
+    assert reproduce("compare", run.name, "other") == 0
+    said = capsys.readouterr().out
+    assert "training.learning_rate" in said and "results are equal, bit for bit" in said
