@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lib.errors import RequestError
 
@@ -34,7 +34,10 @@ def home() -> Path:
 
 
 def child(folder: Path, *names: str) -> Path:
-    """`folder/name/…`, each name checked: letters, digits, `. _ + -`, at most 100, no leading dot."""
+    """`folder/name/…`, each name checked: letters, digits, `. _ + -`, at most 100, no leading dot.
+
+    Raises RequestError for any other name, and for a link there that leads out of the folder.
+    """
     for name in names:
         if not NAME.fullmatch(name):
             shown = name if len(name) <= 60 else name[:60] + "…"
@@ -42,7 +45,10 @@ def child(folder: Path, *names: str) -> Path:
                 f"name {shown!r} cannot become a file name: use 1 to 100 letters, digits and . _ + -, "
                 "beginning with a letter or digit"
             )
-    return folder.joinpath(*names)
+    path = folder.joinpath(*names)
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise RequestError(f"{path}: a link that leads out of {folder}; remove it, or use another name")
+    return path
 
 
 def shown_path(path: Path) -> str:
@@ -53,21 +59,37 @@ def shown_path(path: Path) -> str:
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces `path` when the block ends, and leaves no trace when it raises."""
+    """A binary file that replaces `path` when the block ends, and leaves no trace when it raises.
+
+    An OSError of writing it, as where the disk is full, names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
+    scratch = ""
     try:
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(scratch, 0o666 & ~_umask())
         os.replace(scratch, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(scratch)
+        if isinstance(error, OSError) and (not error.filename or str(error.filename).endswith(".tmp")):
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError where `path` could not be written: asked before long work whose result it is to hold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -81,6 +103,16 @@ def write_json(path: Path, value: object) -> None:
     atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a digest of itself, by which `is_sealed` knows every later change of it."""
+    return record | {"sha256": _digest(record)}
+
+
+def is_sealed(record: dict[str, Any]) -> bool:
+    """Whether a record that was read is the one that was sealed."""
+    return record.get("sha256") == _digest(record)
+
+
 def sha256_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -89,6 +121,12 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """SHA-256 of a record without its own `sha256`, as JSON with sorted keys."""
+    content = {name: value for name, value in record.items() if name != "sha256"}
+    return sha256_bytes(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
 def _umask() -> int:

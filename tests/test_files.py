@@ -124,6 +124,26 @@ def test_ordinary_names_become_paths_inside_the_folder(tmp_path: Path):
         assert child(tmp_path, "datasets", name) == tmp_path / "datasets" / name
 
 
+def test_f39_a_link_that_leads_out_becomes_no_path(tmp_path: Path):
+    folder, outside = tmp_path / "home", tmp_path / "outside"
+    (folder / "datasets").mkdir(parents=True)
+    outside.mkdir()
+    for target in (outside, tmp_path / "absent", Path("../../outside"), Path("/")):
+        (folder / "datasets" / "link").symlink_to(target)
+        for names in (("datasets", "link"), ("datasets", "link", "x")):
+            with pytest.raises(RequestError, match="a link that leads out of"):
+                child(folder, *names)
+        (folder / "datasets" / "link").unlink()
+
+
+def test_a_link_within_the_folder_and_a_folder_that_is_one_are_followed(tmp_path: Path):
+    (tmp_path / "disk" / "a").mkdir(parents=True)
+    (tmp_path / "disk" / "same").symlink_to("a")
+    (tmp_path / "home").symlink_to(tmp_path / "disk")
+    assert child(tmp_path / "home", "same") == tmp_path / "home" / "same"
+    assert child(tmp_path / "home", "new") == tmp_path / "home" / "new"
+
+
 def test_everything_produced_is_kept_where_retrace_home_says(home: Path, monkeypatch: pytest.MonkeyPatch):
     assert home_folder() == home
     for value in ("", None):

@@ -10,9 +10,9 @@ name of its eval set, and the manifest's `dropped` counts what was left out for 
 """
 
 import hashlib
+import io
 import json
 import os
-import shutil
 import tempfile
 import uuid
 from collections import Counter
@@ -28,7 +28,7 @@ from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.store import Store
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
 from lib.errors import RequestError, RetraceError
-from lib.files import child, sha256_file, write_json
+from lib.files import atomic_write, child, is_sealed, sealed, sha256_file, write_json
 from lib.tasks import group_keys
 from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, shown, to_json
 
@@ -82,16 +82,15 @@ def build_dataset(
     if target.exists():
         return _same_or_refuse(load_dataset(folder, dataset_key(request)), manifest)
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=f".{target.name}."))
     try:
-        _write(scratch, manifest, traces)
-        os.rename(scratch, target)
-    except OSError:
-        if not target.exists():
-            raise
-        return _same_or_refuse(load_dataset(folder, target.name), manifest)  # another process was first
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.", ignore_cleanup_errors=True) as scratch:
+            _write(Path(scratch), manifest, traces)
+            os.rename(scratch, target)
+    except OSError as error:
+        if target.exists():  # another process was first
+            return _same_or_refuse(load_dataset(folder, target.name), manifest)
+        error.filename = str(target)
+        raise
     return load_dataset(folder, target.name)
 
 
@@ -113,6 +112,8 @@ def read_manifest(folder: Path, key: str) -> dict[str, Any]:
     try:
         manifest = json.loads((place / "manifest.json").read_bytes())
         version = manifest["dataset_schema_version"]
+        if version == SCHEMA_VERSION and not is_sealed(manifest):
+            raise ValueError("edited after it was written")
         if missing := MANIFEST_KEYS - manifest.keys():
             raise KeyError(min(missing))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -251,6 +252,7 @@ def _manifest(store: Store, request: DatasetConfig, traces: list[Trace], dropped
 
 
 def _write(folder: Path, manifest: dict[str, Any], traces: list[Trace]) -> None:
+    content = io.BytesIO()
     pl.DataFrame(
         {
             "id": [trace.id for trace in traces],
@@ -258,11 +260,12 @@ def _write(folder: Path, manifest: dict[str, Any], traces: list[Trace]) -> None:
             "created_at": [trace.created_at for trace in traces],
             "record": [to_json(trace).decode() for trace in traces],
         }
-    ).write_parquet(folder / "traces.parquet")
+    ).write_parquet(content)
+    atomic_write(folder / "traces.parquet", content.getvalue())
     dataset_tokenizer(render_example(trace) for trace in traces).save(folder / "tokenizer.json")
     names = ("traces.parquet", "tokenizer.json")
     files = {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
-    write_json(folder / "manifest.json", manifest | {"files": files})
+    write_json(folder / "manifest.json", sealed(manifest | {"files": files}))
     os.chmod(folder, 0o755)
 
 

@@ -14,11 +14,11 @@ exports, or of an evaluation output; each shape is as strict as the trace itself
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -30,21 +30,27 @@ from lib.files import atomic_open
 from lib.trace import (
     MAX_BYTES,
     TRACE_VERSION,
+    Entry,
     Identifier,
     InvalidTrace,
     StepText,
     Text,
     Trace,
     parse_trace,
+    read_entries,
     read_strictly,
     shown,
+    to_entry,
     trace_from,
+    utc_now,
 )
 
 BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 20
+LINES_CHUNK = 1 << 16  # so small that what is made of its lines stays in the processor's cache
 SHOWN_RECORDS = 5
 RAW_BYTES = 500
+R = TypeVar("R")
 
 
 class Accepted(NamedTuple):
@@ -88,14 +94,9 @@ class ImportReport:
 
 def read_traces(path: Path) -> Iterator[Record]:
     """Every record of the file, in order. Raises RequestError for a file that is none of the three kinds."""
-    with _open(path) as file:
-        records = 0
-        for piece in _pieces(file, _head(file, path)):
-            record = _read(piece)
-            records += not isinstance(record, Blank)
-            yield record
-    if not records:
-        raise RequestError(f"{path}: holds no trace; expected JSONL, a JSON array, or an object with `traces`")
+    for first, records in _records(path, parse_record, lambda raws: None):
+        for line, record in enumerate(records, first):
+            yield Accepted(line, record) if isinstance(record, Trace) else record
 
 
 def import_files(
@@ -113,7 +114,7 @@ def import_files(
         raise RequestError(f"on_bad_record: expected refuse or quarantine, got {on_bad_record!r}")
     with tempfile.TemporaryFile() as rejects:
         counts = _Counts(rejects=rejects)
-        added = store.add(_accepted(counts, paths, on_bad_record, rejects_folder or store.folder / "rejects"))
+        added = store.add_entries(_accepted(counts, paths, on_bad_record, rejects_folder or store.folder / "rejects"))
     return ImportReport(
         lines=counts.accepted + counts.rejected + counts.blank,
         accepted=counts.accepted,
@@ -283,21 +284,35 @@ class _Counts:
     rejects_file: Path | None = None
 
 
-def _accepted(counts: _Counts, paths: Iterable[Path], on_bad: str, folder: Path) -> Iterator[Trace]:
+def _accepted(counts: _Counts, paths: Iterable[Path], on_bad: str, folder: Path) -> Iterator[list[Entry]]:
     """The good traces of all files; what must happen to the bad ones happens when the last one is read."""
+    now = utc_now()
+
+    def read(raw: bytes) -> Entry:
+        return to_entry(parse_record(raw), now)
+
+    def read_all(raws: list[bytes]) -> list[Entry] | None:
+        return read_entries(raws, now)
+
     for path in paths:
-        for record in read_traces(path):
-            if isinstance(record, Accepted):
-                counts.accepted += 1
-                yield record.trace
-            elif isinstance(record, Rejected):
-                _count_rejected(counts, path, record)
-            else:
-                counts.blank += 1
+        for _, records in _records(path, read, read_all):
+            good = [record for record in records if isinstance(record, Entry)]
+            counts.accepted += len(good)
+            if len(good) < len(records):
+                _count_others(counts, path, records)
+            yield good
     if counts.rejected and on_bad == "refuse":
         raise RequestError(_complaint(counts))
     if counts.rejected:
         counts.rejects_file = _publish(counts.rejects, folder)
+
+
+def _count_others(counts: _Counts, path: Path, records: list[Entry | Rejected | Blank]) -> None:
+    for record in records:
+        if isinstance(record, Rejected):
+            _count_rejected(counts, path, record)
+        elif isinstance(record, Blank):
+            counts.blank += 1
 
 
 def _count_rejected(counts: _Counts, path: Path, record: Rejected) -> None:
@@ -340,14 +355,18 @@ def _publish(rejects: IO[bytes], folder: Path) -> Path:
 # ---- files into records -----------------------------------------------------------------------------------
 
 
-class _Piece(NamedTuple):
-    """The bytes of one record, at most a little over the cap; `fault` says what is wrong around it."""
+class _Pieces(NamedTuple):
+    """The bytes of records that stand on neighbouring lines, the number of the first line, and what is wrong there.
 
-    line: int
-    raw: bytes
+    Each is at most a little over the cap.
+    """
+
+    first: int
+    raws: list[bytes]
     fault: InvalidTrace | None = None
 
 
+_BLANK = b" \t\r\n"
 _STRING = rb'"(?:[^"\\]|\\.)*+"'
 _MEMBER = _STRING + rb"\s*+:\s*+(?:" + _STRING + rb"|[\w.+-]++)"
 _OPENING = re.compile(
@@ -360,16 +379,37 @@ _INSIDE = re.compile(rb'"|(?:[^"\\]++|\\.)++|\\\Z', re.DOTALL)
 _ESCAPED = re.compile(rb".", re.DOTALL)
 
 
-def _read(piece: _Piece) -> Record:
-    raw = piece.raw.strip(b" \t\r\n")
+def _records(
+    path: Path, read: Callable[[bytes], R], read_all: Callable[[list[bytes]], list[R] | None]
+) -> Iterator[tuple[int, list[R | Rejected | Blank]]]:
+    """What `read` makes of the records of the file, some neighbours at a time, with the line of the first.
+
+    `read_all` makes the same of many of them at once, and quicker, or returns None.
+    """
+    empty = True
+    with _open(path) as file:
+        for first, raws, fault in _pieces(file, _head(file, path)):
+            records = None
+            if fault is None and sum(map(len, raws)) <= MAX_BYTES:
+                records = read_all([raw.strip(_BLANK) for raw in raws])
+            if records is None:
+                records = [_read(line, raw, fault, read) for line, raw in enumerate(raws, first)]
+            empty = empty and all(isinstance(record, Blank) for record in records)
+            yield first, records
+    if empty:
+        raise RequestError(f"{path}: holds no trace; expected JSONL, a JSON array, or an object with `traces`")
+
+
+def _read(line: int, raw: bytes, fault: InvalidTrace | None, read: Callable[[bytes], R]) -> R | Rejected | Blank:
+    text = raw.strip(_BLANK)
     try:
-        if piece.fault:
-            raise piece.fault
-        if len(piece.raw) > MAX_BYTES:
+        if fault:
+            raise fault
+        if len(raw) > MAX_BYTES:
             raise InvalidTrace("record", "at most 1 MiB", "more")
-        return Accepted(piece.line, parse_record(raw)) if raw else Blank(piece.line)
+        return read(text) if text else Blank(line)
     except InvalidTrace as error:
-        return Rejected(piece.line, error.field, error.expected, error.got, raw[:RAW_BYTES])
+        return Rejected(line, error.field, error.expected, error.got, text[:RAW_BYTES])
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -389,7 +429,7 @@ def _head(file: IO[bytes], path: Path) -> bytes:
     return head
 
 
-def _pieces(file: IO[bytes], head: bytes) -> Iterator[_Piece]:
+def _pieces(file: IO[bytes], head: bytes) -> Iterator[_Pieces]:
     if opening := _OPENING.match(head):
         file.seek(opening.end())
         return _elements(file, 1 + opening[0].count(b"\n"), _CLOSING if b"{" in opening[0] else _NOTHING)
@@ -397,18 +437,26 @@ def _pieces(file: IO[bytes], head: bytes) -> Iterator[_Piece]:
     return _lines(file)
 
 
-def _lines(file: IO[bytes]) -> Iterator[_Piece]:
+def _lines(file: IO[bytes]) -> Iterator[_Pieces]:
     """The lines of a JSONL file; what a line holds past the cap is passed over."""
-    most, number = MAX_BYTES + 3, 0  # the cap, a line end of two bytes, and one too many
-    while line := file.readline(most):
-        number += 1
-        rest = line
-        while len(rest) == most and not rest.endswith(b"\n"):
-            rest = file.readline(most)
-        yield _Piece(number, line.removesuffix(b"\n").removesuffix(b"\r"))
+    first = 1
+    while chunk := file.read(LINES_CHUNK):
+        if not chunk.endswith(b"\n"):
+            chunk += _rest_of_line(file)
+        lines = [line.removesuffix(b"\r") for line in chunk.removesuffix(b"\n").split(b"\n")]
+        yield _Pieces(first, lines)
+        first += len(lines)
 
 
-def _elements(file: IO[bytes], line: int, closing: re.Pattern[bytes]) -> Iterator[_Piece]:
+def _rest_of_line(file: IO[bytes]) -> bytes:
+    most = MAX_BYTES + 2  # one too many for the cap, and the line end
+    rest = more = file.readline(most)
+    while len(more) == most and not more.endswith(b"\n"):
+        more = file.readline(most)
+    return rest
+
+
+def _elements(file: IO[bytes], line: int, closing: re.Pattern[bytes]) -> Iterator[_Pieces]:
     """The elements of a JSON array, from behind its bracket on: what stands between its commas.
 
         {"prompt": "a, b"}, {"prompt": …}]      gives `{"prompt": "a, b"}` and `{"prompt": …}`
@@ -440,25 +488,25 @@ def _elements(file: IO[bytes], line: int, closing: re.Pattern[bytes]) -> Iterato
         line += text.count(b"\n")
         if len(piece) <= MAX_BYTES:
             piece += text
-    yield _Piece(begin, bytes(piece), InvalidTrace("record", "the array's closing ]", "the end of the file"))
+    yield _Pieces(begin, [bytes(piece)], InvalidTrace("record", "the array's closing ]", "the end of the file"))
 
 
-def _element(begin: int, piece: bytearray) -> _Piece:
+def _element(begin: int, piece: bytearray) -> _Pieces:
     fault = None if piece else InvalidTrace("record", "a trace between the commas", "nothing")
-    return _Piece(begin, bytes(piece), fault)
+    return _Pieces(begin, [bytes(piece)], fault)
 
 
 def _ending(
     line: int, text: bytes, tokens: Iterator[tuple[bytes, bool]], closing: re.Pattern[bytes]
-) -> Iterator[_Piece]:
+) -> Iterator[_Pieces]:
     """Nothing, if the array closes and only what belongs there comes after it."""
     for more, _ in tokens:
         text += more if len(text) <= MAX_BYTES else b""
     if text[:1] != b"]":
-        yield _Piece(line, text, InvalidTrace("record", "the array's closing ]", shown(text[:1].decode())))
+        yield _Pieces(line, [text], InvalidTrace("record", "the array's closing ]", shown(text[:1].decode())))
     elif not closing.fullmatch(text, 1):
         got = shown(text[1:200].decode(errors="replace"))
-        yield _Piece(line, text, InvalidTrace("record", "the end of the file after the array", got))
+        yield _Pieces(line, [text], InvalidTrace("record", "the end of the file after the array", got))
 
 
 def _tokens(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:

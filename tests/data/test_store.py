@@ -3,14 +3,20 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from lib.data import store as store_module
 from lib.data.store import Added, Store
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root, sha256_file
@@ -85,6 +91,69 @@ def test_the_same_id_with_other_content_is_refused_by_name(tmp_path: Path):
     assert store.count() == 1
 
 
+def one_at_a_time(held: dict[str, str], given: list[tuple[str, str]]) -> dict[str, str] | None:
+    """What a store of content by id holds after these, told as simply as can be; None where an id is taken."""
+    held = dict(held)
+    for id, content in given:
+        if held.get(id, content) != content:
+            return None
+        if content not in held.values():
+            held[id] = content
+    return held
+
+
+pairs = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("vwxyz")), max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(pairs, min_size=1, max_size=4), st.integers(1, 3))
+def test_what_is_new_and_what_is_refused_is_as_one_at_a_time_would_have_it(tmp_path_factory, calls, few):
+    store, held = Store(tmp_path_factory.mktemp("store")), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "BATCH_TRACES", few)
+        patch.setattr(store_module, "PART_TRACES", few)
+        for given_pairs in calls:
+            traces = [make_trace(content, [("s", "c")], "a", {}, id=id) for id, content in given_pairs]
+            expected = one_at_a_time(held, given_pairs)
+            if expected is None:
+                with pytest.raises(RequestError, match="is taken by other content"):
+                    store.add(traces)
+                continue
+            new = len(expected) - len(held)
+            assert store.add(traces) == Added(new, len(traces) - new)
+            held = expected
+            assert {trace.id: trace.prompt for trace in store.scan()} == held
+            assert store.count() == len(held)
+
+
+def test_ids_that_are_told_apart_only_by_themselves_are_not_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Were the short hashes of all ids equal, the store would still know whose id is whose."""
+    monkeypatch.setattr(store_module, "_ID", pl.col("id").hash() * 0)
+    monkeypatch.setattr(store_module, "_KEYS", (store_module._ID, store_module._KEYS[1]))
+    store = Store(tmp_path)
+    assert store.add([*toys(1, id="one"), *toys(2, id="two"), *toys(1, id="other")]) == Added(2, 1)
+    assert store.add([*toys(2, id="three"), *toys(3, id="four")]) == Added(1, 1)
+    with pytest.raises(RequestError, match="'four' is taken"):
+        store.add(toys(4, id="four"))
+
+
+def test_traces_of_many_batches_keep_their_order_and_are_read_in_pieces(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(store_module, "BATCH_TRACES", 7)
+    store, traces = Store(tmp_path), toys(*range(100))
+    assert store.add([*traces[:60], *traces[50:]]) == Added(100, 10)
+    assert store.add(traces) == Added(0, 100)
+    assert list(store.scan()) == traces and store.count() == 100 and len(names(store)) == 1
+    alone = Store(tmp_path / "alone")
+    alone.add(reversed(traces))
+    assert store.content_hash() == alone.content_hash()
+
+
+def test_a_scan_may_be_left_before_its_end(tmp_path: Path):
+    store = Store(tmp_path)
+    store.add(toys(1, 2, 3))
+    assert next(store.scan()).final_answer == "1" and store.add(toys(4)) == Added(1, 0)
+
+
 def test_meta_values_are_counted_most_frequent_first(tmp_path: Path):
     store = Store(tmp_path)
     store.add([*toys(0, 1, 3, 4, 6), make_trace("q", [("s", "c")], "a", {"list": [1]})])
@@ -155,6 +224,58 @@ def test_f30_a_read_only_folder_is_one_line(read_only_folder: Path):
     assert "\n" not in str(caught.value) and list(read_only_folder.iterdir()) == []
 
 
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import polars, lib.data.store as store
+from lib.trace import make_trace
+def die(*args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+owner, name = {"stage": (polars.LazyFrame, "sink_parquet"), "know": (store.Store, "_known"), "copy": (shutil, "copyfileobj"),
+               "flush": (os, "fsync"), "rename": (os, "replace")}[sys.argv[2]]
+setattr(owner, name, die)
+store.Store(Path(sys.argv[1])).add(make_trace(f"{n}?", [("step", "s")], str(n), {}) for n in range(10_000))
+"""
+
+
+@pytest.mark.parametrize("moment", ["stage", "know", "copy", "flush", "rename"])
+def test_f23_killed_at_any_moment_of_adding_nothing_is_there_and_the_next_writer_sweeps(tmp_path: Path, moment: str):
+    folder = tmp_path / "store"
+    store, temporary = Store(folder), tmp_path / "temporary"
+    temporary.mkdir()
+    store.add(toys(1, 2))
+    before = names(store), store.content_hash()
+    command = [sys.executable, "-c", KILLED, str(folder), moment]
+    done = subprocess.run(command, cwd=repository_root(), env=os.environ | {"TMPDIR": str(temporary)})
+    assert done.returncode == -signal.SIGKILL
+    assert (names(store), store.content_hash()) == before and list(temporary.iterdir()) == []
+    assert store.add(toys(3)) == Added(1, 0)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", *names(store)]
+
+
+def test_f28_a_full_temporary_folder_is_one_line_and_leaves_the_store_alone(tmp_path: Path, monkeypatch):
+    store = Store(tmp_path / "store")
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", full_disk)
+    with pytest.raises(RetraceError, match="temporary folder .*: cannot be written .*nothing was added") as caught:
+        store.add(toys(*range(10_000)))
+    assert "\n" not in str(caught.value) and not store.folder.exists()
+
+
+def full_disk(*args, **options) -> None:
+    raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+
+
+def test_what_raises_while_traces_come_is_raised_and_nothing_is_added(tmp_path: Path):
+    def traces() -> Iterator[Trace]:
+        yield from toys(*range(9_000))
+        raise KeyError("mine")
+
+    store = Store(tmp_path / "store")
+    with pytest.raises(KeyError, match="mine"):
+        store.add(traces())
+    assert not store.folder.exists()
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -173,3 +294,45 @@ def test_f31_two_writers_lose_nothing_and_leave_no_lock_held(tmp_path: Path):
     store = Store(tmp_path)
     assert sorted(int(trace.final_answer) for trace in store.scan()) == list(range(30))
     assert store.add(toys(1)) == Added(1, 0)
+
+
+def test_f31_the_store_is_free_for_others_while_traces_still_come(tmp_path: Path):
+    store, other = Store(tmp_path), Store(tmp_path)
+
+    def traces() -> Iterator[Trace]:
+        yield from toys(1)
+        assert other.add(toys(1, 2)) == Added(2, 0)
+        yield from toys(2, 3)
+
+    assert store.add(traces()) == Added(1, 2)
+    assert sorted(trace.final_answer for trace in store.scan()) == ["1", "2", "3"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lib.data.store import Store
+with Store(Path(sys.argv[1]))._locked():
+    (Path(sys.argv[1]) / ".half.parquet.x.tmp").write_bytes(b"half")
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_f33_the_lock_of_a_killed_writer_is_free_within_five_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = Store(tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=repository_root(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.2)
+        with pytest.raises(RequestError, match="another process is writing"):
+            store.add(toys(1))
+    finally:
+        holder.kill()
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 5)
+    killed = time.monotonic()
+    assert store.add(toys(1)) == Added(1, 0) and time.monotonic() - killed < 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", *names(store)]
+    holder.wait()
