@@ -5,6 +5,7 @@ Exit status: 0 done, 1 it failed, 2 the request was wrong. An error is one line:
 
 import argparse
 import difflib
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lib.errors import RequestError, RetraceError
-from lib.files import shown_path
+from lib.files import check_writable, shown_path
 
 # Modules that take long to import (jax, papermill, polars) are imported by the verb that needs them.
 
@@ -220,6 +221,7 @@ def eval_generate(arguments: argparse.Namespace) -> None:
     from lib.model.weights import load_model, read_about
 
     eval_set = find_eval_set(str(arguments.eval_set))
+    check_writable(arguments.output)
     config = load_config(arguments.config, arguments.set) if arguments.config else None
     if config is None and arguments.set:
         raise RequestError("--set: changes a configuration; give --config too")
@@ -578,8 +580,16 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), 2 if error.filename else 1)
+        status = 2 if error.filename and error.errno not in _NOT_THE_REQUEST else 1
+        return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), status)
+    except MemoryError:
+        return _fail("out of memory; give it more, or ask for less at once", 1)
+    except ImportError as error:  # of a library that is not there, or that memory is not enough for
+        return _fail(f"{error.__cause__ or error}; is there memory enough, and is requirements.txt installed?", 1)
     return 0
+
+
+_NOT_THE_REQUEST = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE}
 
 
 def _fail(error: object, status: int) -> int:
@@ -637,4 +647,6 @@ def _terminate(signal: int, frame: Any) -> NoReturn:
 if __name__ == "__main__":
     for name in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what is at work is stopped, and recorded as interrupted
         signal.signal(name, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is spelt out
+        stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lib.config import EvaluationConfig
 from lib.data.renderer import encode_prompt, render_prompt
+from lib.errors import RetraceError
 from lib.evaluation.evalsets import EvalItem, EvalSet
 from lib.evaluation.scoring import reasoning_steps, score
 from lib.files import atomic_write
@@ -58,11 +61,18 @@ def _complete(
     model: Model, items: Sequence[EvalItem], config: EvaluationConfig, system_instruction: str
 ) -> list[Completion]:
     prompts = [encode_prompt(render_prompt(item.prompt, system_instruction), model.tokenizer) for item in items]
-    with progress(len(items), "answering", "items") as bar:
-        return generate(
-            model.graph, model.params, prompts, (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id),
-            max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, on_done=bar.update,
-        )  # fmt: skip
+    try:
+        with progress(len(items), "answering", "items") as bar:
+            return generate(
+                model.graph, model.params, prompts, (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id),
+                max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, on_done=bar.update,
+            )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RetraceError(
+            f"answering ran out of memory ({str(error).splitlines()[0][:120]}); halve evaluation.batch_size"
+        ) from None
 
 
 def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,13 @@ never finished. Orbax reads a flipped bit without complaint, and casts where dty
 
 import hashlib
 import json
+import logging
+import os
+import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +43,23 @@ def tree_digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def save_tree(folder: Path, tree: Any, digest: str = "") -> str:
+def save_tree(folder: Path, tree: Any, digest: str = "", **facts: Any) -> str:
     """Write a tree of arrays to a new folder and return its digest, which whoever has computed it gives.
 
-    What an earlier attempt left there is removed.
+    `facts` are kept beside the digest. What an earlier attempt left there is removed, and so is what this one wrote
+    where it fails, as on a full disk: RetraceError then.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / "arrays").absolute(), tree)
-        checkpointer.wait_until_finished()
     digest = digest or tree_digest(tree)
-    write_json(folder / DIGEST, {"sha256": digest, "leaves": _shapes(tree)})
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _quiet_threads(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((folder / "arrays").absolute(), tree)
+            checkpointer.wait_until_finished()
+        write_json(folder / DIGEST, {"sha256": digest, "leaves": _shapes(tree)} | facts)
+    except Exception as error:  # tensorstore has ValueError for a full disk, Orbax whatever its threads met
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RetraceError(f"{folder}: cannot be written ({_reason(error)}); what was saved before it stands") from None
     return digest
 
 
@@ -57,13 +68,18 @@ def is_saved(folder: Path) -> bool:
     return (folder / DIGEST).is_file()
 
 
-def restore_tree(folder: Path, like: Any) -> Any:
-    """The tree that was saved; `like` gives its structure, shapes and dtypes. Raises DamagedError."""
+def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
+    """The tree that was saved; `like` gives its structure, shapes and dtypes. Raises DamagedError.
+
+    A digest that is known from elsewhere must be that of the tree.
+    """
     try:
         recorded = json.loads((folder / DIGEST).read_bytes())
         expected, leaves = recorded["sha256"], recorded["leaves"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder}: no readable {DIGEST} ({error})") from None
+    if digest not in ("", expected):
+        raise DamagedError(f"{folder}: holds another tree than the one that was recorded")
     for path, shape in _shapes(like).items():
         if leaves.get(path) != shape:
             raise DamagedError(f"{folder}: leaf {path}: expected {shape}, the checkpoint has {leaves.get(path)}")
@@ -78,6 +94,25 @@ def restore_tree(folder: Path, like: Any) -> Any:
     if tree_digest(tree) != expected:
         raise DamagedError(f"{folder}: its arrays are not what was saved (digest differs)")
     return tree
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, where it did; the libraries quote its number somewhere in their own words."""
+    number = error.errno if isinstance(error, OSError) else re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+        return os.strerror(number if isinstance(number, int) else int(number[1]))
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Orbax's threads print a failure with its stack, several times over and afterwards, too; one line says it."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda late: None if str(late.exc_value) == "Event loop is closed" else hook(late)
+    yield
+    sys.unraisablehook = hook  # but for a failure: its other writes end whenever they do
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

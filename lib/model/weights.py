@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.errors import RequestError, RetraceError
-from lib.files import write_json
+from lib.files import is_sealed, sealed, sha256_file, write_json
 from lib.model.gemma import PRESETS, Gemma, GemmaConfig
-from lib.model.storage import restore_tree, save_tree, tree_digest
+from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 
 FROM_SCRATCH = ("tiny",)
 FORMAT_VERSION = "1.0"
@@ -73,8 +73,14 @@ def save_model(folder: Path, model: Model, **facts: Any) -> str:
     """Write a checkpoint that stands alone, `model.json` last; `facts` are kept in it. Returns the weights' digest."""
     digest = save_tree(folder / "weights", model.params)
     model.tokenizer.save(folder / "tokenizer.json")
-    about = {"format_version": FORMAT_VERSION, "base": model.name, "config": asdict(model.config)}
-    write_json(folder / "model.json", about | {"weights_sha256": digest} | facts)
+    about = {
+        "format_version": FORMAT_VERSION,
+        "base": model.name,
+        "config": asdict(model.config),
+        "weights_sha256": digest,
+        "tokenizer_file_sha256": sha256_file(folder / "tokenizer.json"),
+    }
+    write_json(folder / "model.json", sealed(about | facts))
     return digest
 
 
@@ -83,25 +89,25 @@ def load_model(folder: Path) -> Model:
     about = read_about(folder)
     config = GemmaConfig(**about["config"])
     graph, shapes = _abstract(config)
-    return Model(
-        about["base"],
-        config,
-        graph,
-        restore_tree(folder / "weights", shapes),
-        load_tokenizer(folder / "tokenizer.json"),
-    )
+    tokenizer_file = folder / "tokenizer.json"
+    if not tokenizer_file.is_file() or sha256_file(tokenizer_file) != about["tokenizer_file_sha256"]:
+        raise DamagedError(f"{tokenizer_file}: not what was saved with the weights")
+    params = restore_tree(folder / "weights", shapes, about["weights_sha256"])
+    return Model(about["base"], config, graph, params, load_tokenizer(tokenizer_file))
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `model.json` of a checkpoint says. Raises RequestError."""
+    """What `model.json` of a checkpoint says. Raises RequestError, or DamagedError."""
     file = folder / "model.json"
     if not file.is_file():
         raise RequestError(f"{folder}: not a checkpoint (no model.json); expected `base` or a RUN/checkpoint-final")
     try:
         about = json.loads(file.read_bytes())
         version = about["format_version"]
+        if version == FORMAT_VERSION and not is_sealed(about):
+            raise ValueError("edited after it was written")
     except (ValueError, KeyError, TypeError) as error:
-        raise RetraceError(f"{file}: damaged ({error}); train again") from None
+        raise DamagedError(f"{file}: damaged ({error})") from None
     if version != FORMAT_VERSION:
         raise RequestError(f"{file}: format_version {version!r} is not known, only {FORMAT_VERSION!r}")
     return about

@@ -31,11 +31,11 @@ from lib.data.dataset import is_held_out
 from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.validation import encode_all
 from lib.errors import RequestError, RetraceError
-from lib.files import atomic_write, write_json
-from lib.model.storage import tree_digest
-from lib.model.weights import Model, read_about, save_model
+from lib.files import atomic_write, is_sealed, sealed, write_json
+from lib.model.storage import DamagedError, tree_digest
+from lib.model.weights import Model, load_model, read_about, save_model
 from lib.progress import progress
-from lib.training.checkpoints import restore_latest, save_checkpoint, saved_steps
+from lib.training.checkpoints import cut_logs, logs_of, restore_latest, save_checkpoint, saved_steps
 from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss
 
@@ -76,8 +76,11 @@ def train(
     the step, where the loss is no longer a finite number; the checkpoints before that step stay.
     """
     inputs = _inputs(model, examples, config)
-    if done := finished(output, inputs):
-        return done
+    try:
+        if done := finished(output, inputs):
+            return done
+    except DamagedError as error:
+        warn(f"{error}; going back to the checkpoint before")
     encoded = encode_all(examples, model.tokenizer, config.model.max_length)
     held = [is_held_out(question_of(example.prompt, config.system_instruction)) for example in examples]
     tuned_on = [item for item, out in zip(encoded, held, strict=True) if not out]
@@ -107,19 +110,29 @@ def train(
         "resumed_from": resumed_from,
     }
     save_model(
-        output / "checkpoint-final", trained, inputs=inputs, training=facts, fingerprint=fingerprint(),
+        output / "checkpoint-final", trained, inputs=inputs, training=facts, logs=logs_of(output),
+        fingerprint=fingerprint(),
         fingerprint_changed=changed, system_instruction=config.system_instruction,
     )  # fmt: skip
-    return finished(output, inputs)
+    return _result(output)
 
 
 def finished(output: Path, inputs: dict[str, Any] | None = None) -> TrainingResult | None:
-    """The result of training that is done in this folder, of these inputs where they are given."""
+    """The result of training that is done in this folder, of these inputs where they are given.
+
+    Raises DamagedError where the model there, or what was logged of its training, is not what was saved.
+    """
     if not (output / "checkpoint-final" / "model.json").is_file():
         return None
-    about = read_about(output / "checkpoint-final")
     if inputs is not None:
-        _refuse_other(output, about["inputs"], inputs)
+        _refuse_other(output, read_about(output / "checkpoint-final")["inputs"], inputs)
+    load_model(output / "checkpoint-final")
+    cut_logs(output, output / "checkpoint-final" / "model.json")
+    return _result(output)
+
+
+def _result(output: Path) -> TrainingResult:
+    about = read_about(output / "checkpoint-final")
     return TrainingResult(weights_sha256=about["weights_sha256"], **about["training"])
 
 
@@ -264,10 +277,12 @@ def _claim(output: Path, inputs: dict[str, Any], warn: Callable[[str], None]) ->
     """
     claim, here = output / "checkpoints" / "inputs.json", fingerprint()
     if not claim.is_file():
-        write_json(claim, {"inputs": inputs, "fingerprint": here})
+        write_json(claim, sealed({"inputs": inputs, "fingerprint": here}))
         return []
     try:
         found = json.loads(claim.read_bytes())
+        if not is_sealed(found):
+            raise ValueError("edited after it was written")
         there = found["fingerprint"]
         _refuse_other(output, found["inputs"], inputs)
     except (ValueError, KeyError, TypeError) as error:
@@ -298,7 +313,7 @@ def _refuse_other(output: Path, there: dict[str, Any], inputs: dict[str, Any]) -
 
 def _lines_until(path: Path, step: int) -> list[Metrics]:
     """The logged lines up to a step; later ones, of steps that will be done again, are dropped from the file."""
-    lines = list(_complete_lines(path))
+    lines = list(_complete_lines(path)) if step else []  # from the start, nothing of an earlier attempt is read
     kept = [line for line in lines if line["step"] <= step]
     # Always, as a last line that was cut by a kill is no line, and the next would be written behind it.
     atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -313,5 +328,9 @@ def _complete_lines(path: Path) -> Iterator[Metrics]:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # of a full disk, which tells no name
+        error.filename = str(path)
+        raise
