@@ -47,11 +47,15 @@ white-space""".split()
 
 
 class Stage(NamedTuple):
-    """One execution of a notebook in a run: its name there, the notebook, and parameters beside config and run_dir."""
+    """One execution of a notebook in a run: its name there, the notebook, parameters beside config and run_dir.
+
+    `makes` are how the names of the files begin that it leaves in the run, beside its notebook and page.
+    """
 
     name: str
     notebook: str
     parameters: dict[str, Any]
+    makes: tuple[str, ...] = ()
 
 
 class TimeLimit(RetraceError):
@@ -106,10 +110,12 @@ def _wait(notebook: Future, name: str, deadline: float, others: set[psutil.Proce
             if time.monotonic() > deadline:
                 raise TimeLimit(f"{name}: the time limit was reached")
     except BaseException:
-        while not wait([notebook], timeout=0.2).done:  # again and again, as the kernel may only just be starting
-            for child in _children() - others:
-                with suppress(psutil.Error):
-                    child.kill()
+        while not notebook.done():  # again and again, as the kernel may only just be starting
+            with suppress(KeyboardInterrupt):  # asked twice to end, it still takes the kernel along
+                for child in _children() - others:
+                    with suppress(psutil.Error):
+                        child.kill()
+                wait([notebook], timeout=0.2)
         raise
 
 
@@ -177,11 +183,13 @@ def _declared(source: Path) -> dict[str, Any]:
 
 def _publish(scratch: Path, run: Run, name: str) -> None:
     """The executed notebook under its final name, and its page; nothing where the kernel never started."""
-    with suppress(FileNotFoundError, nbformat.reader.NotJSONError):  # cut off where the disk was full
-        nbformat.read(scratch, as_version=4)
-        atomic_write(run.path(f"{name}.ipynb"), scratch.read_bytes())
-        atomic_write(run.path(f"{name}.html"), render(scratch))
-    scratch.unlink(missing_ok=True)
+    try:
+        with suppress(FileNotFoundError, nbformat.reader.NotJSONError):  # cut off where the disk was full
+            nbformat.read(scratch, as_version=4)
+            atomic_write(run.path(f"{name}.ipynb"), scratch.read_bytes())
+            atomic_write(run.path(f"{name}.html"), render(scratch))
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _literal(path: Path) -> str:

@@ -15,13 +15,14 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lib.config import Config, load_config
 from lib.data.dataset import dataset_key, list_datasets
 from lib.errors import RequestError
+from lib.experiments.evidence import EVIDENCE
 from lib.experiments.manifest import artifact_names, hash_files, save_code, write_manifest
 from lib.experiments.notebooks import Stage, TimeLimit, execute
 from lib.experiments.report import write_index
@@ -38,18 +39,19 @@ from lib.experiments.run import (
     read_manifest,
     sweep,
 )
-from lib.experiments.stages import datasets, find_eval_set
-from lib.files import home, repository_root, sha256_bytes, sha256_file, shown_path, write_json
+from lib.experiments.stages import EXPORT, OUTPUTS, datasets, find_eval_set
+from lib.files import home, is_sealed, repository_root, sealed, sha256_bytes, sha256_file, shown_path, write_json
 from lib.trace import utc_now
 
 STAGES = [
     Stage("01_traces", "01_traces", {}),
-    Stage("02_dataset", "02_dataset", {}),
-    Stage("04_evaluate_before", "04_evaluate", {"model": "before"}),
-    Stage("03_train", "03_train", {}),
-    Stage("04_evaluate_after", "04_evaluate", {"model": "after"}),
-    Stage("05_compare", "05_compare", {}),
+    Stage("02_dataset", "02_dataset", {}, (EXPORT,)),
+    Stage("04_evaluate_before", "04_evaluate", {"model": "before"}, (OUTPUTS["before"],)),
+    Stage("03_train", "03_train", {}, ("metrics.jsonl", "checkpoints.jsonl", "checkpoints/", "checkpoint-final/")),
+    Stage("04_evaluate_after", "04_evaluate", {"model": "after"}, (OUTPUTS["after"],)),
+    Stage("05_compare", "05_compare", {}, ("delta_report.md", "comparison.json", EVIDENCE, "report.html")),
 ]
+CONTINUED = ("metrics.jsonl", "checkpoint")  # what a stage goes on from, and proves itself; nothing else stays
 PAGES = (".ipynb", ".html")  # what a stage shows; the stages after it are made from its other files
 
 Say = Callable[[str], None]
@@ -79,11 +81,12 @@ def resume_run(name: str, say: Say = print, time_limit: float = math.inf) -> Run
         raise RequestError(f"{shown_path(folder)}: no {CONFIG}, so it is no run of the pipeline; "
                            "a training is resumed by its own command, given again")  # fmt: skip
     run = Run(folder, load_config(folder / CONFIG))
-    if (folder / MANIFEST).is_file() and read_manifest(folder)["status"] == "done":
-        say(f"{run.name}: is done already")
-        return run
-    preflight(run.config)
     with _indexed(), at_work(folder):
+        if (folder / MANIFEST).is_file() and read_manifest(folder)["status"] == "done":
+            say(f"{run.name}: is done already")
+            run.path(STATE).unlink(missing_ok=True)  # it was killed between its manifest and this
+            return run
+        preflight(run.config)
         end_orphan(folder)
         sweep(folder)
         _reopen(run)
@@ -98,6 +101,10 @@ def _indexed() -> Iterator[None]:
     try:
         yield
     finally:
+        for stray in home().glob(".index.html.*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - stray.stat().st_mtime > 60:  # its writer was killed, as it takes no second
+                    stray.unlink()
         write_index(home() / "index.html", list_runs())
 
 
@@ -125,10 +132,11 @@ def _reopen(run: Run) -> None:
 def _drive(run: Run, say: Say, time_limit: float) -> None:
     """Every stage that is not there yet, then the manifest, whatever happens."""
     deadline = time.monotonic() + time_limit
-    begun = {"started_at": utc_now(), **save_code(run.folder)}
-    run.update(attempts=[*run.state.get("attempts", []), begun], stage="")
+    earlier, begun = run.state.get("attempts", []), {"started_at": utc_now()}
+    run.update(attempts=[*earlier, begun], stage="")
     status, error = "done", ""
     try:
+        run.update(attempts=[*earlier, begun | save_code(run.folder)])
         chain = _origin(run)
         for stage in STAGES:
             chain = _link(chain, _made(stage, run, chain, say, deadline))
@@ -158,13 +166,17 @@ def _made(stage: Stage, run: Run, chain: str, say: Say, deadline: float) -> dict
     if damaged:
         say(f"  {stage.name}: {', '.join(damaged)} not as recorded; made again")
         _discard(run, record, damaged)
+    for name in _made_by(stage, run):
+        if not name.startswith(CONTINUED):
+            run.path(name).unlink()
     run.update(stage=stage.name)
-    before, started = _look(run), time.perf_counter()
+    started = time.perf_counter()
     sentence = execute(stage, run, deadline)
     seconds = time.perf_counter() - started
-    after = _look(run)
-    files = hash_files(run.folder, {name for name in after if after[name] != before.get(name)})
-    record = {"stage": stage.name, "sentence": sentence, "key": key, "wall_s": round(seconds, 2), "files": files}
+    files = hash_files(run.folder, _made_by(stage, run))
+    record = sealed(
+        {"stage": stage.name, "sentence": sentence, "key": key, "wall_s": round(seconds, 2), "files": files}
+    )
     write_json(run.path("stages", f"{stage.name}.json"), record)
     say(f"  {stage.name:<20} {seconds:6.1f} s  {sentence}")
     return record
@@ -188,7 +200,7 @@ def _record(run: Run, stage: Stage) -> dict[str, Any]:
     """What was recorded of a stage that came to its end; empty where it did not, or the record is not readable."""
     try:
         record = json.loads(run.path("stages", f"{stage.name}.json").read_bytes())
-        return record if {"key", "files", "sentence", "wall_s"} <= record.keys() else {}
+        return record if {"key", "files", "sentence", "wall_s"} <= record.keys() and is_sealed(record) else {}
     except (OSError, ValueError, AttributeError):
         return {}
 
@@ -209,16 +221,18 @@ def _damaged(run: Run, stage: Stage, record: dict[str, Any]) -> list[str]:
 def _discard(run: Run, record: dict[str, Any], damaged: list[str]) -> None:
     """What a stage made, where part of it is damaged. A tuned model alone is made again from its checkpoints."""
     if all(name.startswith("checkpoint-final/") for name in damaged):
-        shutil.rmtree(run.path("checkpoint-final"))
+        shutil.rmtree(run.path("checkpoint-final"), ignore_errors=True)
         return
     for name in record["files"]:
+        if run.path(name).is_dir() and not run.path(name).is_symlink():
+            shutil.rmtree(run.path(name))
         run.path(name).unlink(missing_ok=True)
 
 
-def _look(run: Run) -> dict[str, tuple[int, ...]]:
-    """What tells a file from the same file written anew, without reading it."""
-    found = {name: run.path(name).lstat() for name in artifact_names(run.folder) if not name.startswith("stages/")}
-    return {name: (stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in found.items()}
+def _made_by(stage: Stage, run: Run) -> set[str]:
+    """The files of a stage that are there; one that was killed may have made some of them an attempt before."""
+    own = (f"{stage.name}.ipynb", f"{stage.name}.html", *stage.makes)
+    return {name for name in artifact_names(run.folder) if name.startswith(own)}
 
 
 # ---- the end -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ says what was begun, and a lock that ends with its process says whether anybody 
     status_of(run.folder)      # running, stale (its process is gone), done, failed, interrupted, timed_out, …
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -51,8 +52,11 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any]:
-        """`run_id`, `created_at`, and the stage that is at work."""
-        return json.loads(self.path(STATE).read_bytes())
+        """`run_id`, `created_at`, and the stage that is at work. Raises RetraceError where it cannot be read."""
+        try:
+            return dict(json.loads(self.path(STATE).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RetraceError(f"{self.path(STATE)}: damaged ({error}); start a new run with its {CONFIG}") from None
 
     def update(self, **facts: Any) -> None:
         write_json(self.path(STATE), self.state | facts)
@@ -110,9 +114,13 @@ def find_run(run: str) -> Path:
     """The folder of a run, named by its path or by its name in this home. Raises RequestError."""
     if "\0" not in run:
         for folder in (Path(run), home() / run):
-            with suppress(OSError):  # a name too long for a folder
+            try:
                 if (folder / MANIFEST).is_file() or (folder / STATE).is_file():
                     return folder
+            except PermissionError:
+                raise RequestError(f"run {run}: {folder}: cannot be read (Permission denied)") from None
+            except OSError:  # a name too long for a folder
+                continue
     raise RequestError(f"run {run}: no {MANIFEST} and no {STATE} there; python -m lib runs list shows the runs")
 
 
@@ -207,14 +215,14 @@ def _hold_as_kernel(folder: Path) -> None:
 
 
 def _is_held(file: Path) -> bool:
-    if not file.is_file():
-        return False
+    """Whether a living process holds the lock; asked by a shared one, so that two who ask do not see each other."""
     try:
-        with FileLock(file, timeout=0):
+        with open(file, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except Timeout:
+    except BlockingIOError:
         return True
-    except OSError:  # a home that may only be read: nobody writes there
+    except OSError:  # nobody ever was at work there, or a file that may not be read
         return False
 
 
@@ -244,7 +252,9 @@ def list_runs() -> list[dict[str, Any]]:
 
 
 def run_folders() -> list[Path]:
-    """The folder of every run of this home, newest first."""
+    """The folder of every run of this home, newest first. Raises OSError where the home cannot be read."""
+    if home().exists():
+        os.scandir(home()).close()  # as glob takes what it may not read for empty
     found = {path.parent for name in (MANIFEST, STATE) for path in home().glob(f"[!.]*/{name}")}
     return sorted(found, key=lambda folder: folder.name, reverse=True)
 

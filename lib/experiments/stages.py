@@ -197,9 +197,10 @@ def metrics(run: Run) -> list[dict[str, float]]:
 
 def write_report(run: Run) -> Comparison:
     """`delta_report.md`, `comparison.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
+    comparison = compare_models(run)  # which makes what is not there yet, the dataset too
     dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
     items = find_eval_set(run.config.evaluation.eval_set).items[: run.config.evaluation.limit]
-    comparison = compare_models(run)._replace(leaks=audit(dataset.traces, items))
+    comparison = comparison._replace(leaks=audit(dataset.traces, items))
     model = training_record(run)
     drawn = drawings(comparison, metrics(run))
     write_markdown(run.path("delta_report.md"), comparison)

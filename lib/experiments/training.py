@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,13 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
 
     Raises RequestError for what is wrong with the request, RetraceError where training fails.
     """
-    from lib.model.weights import base_model, is_from_scratch
+    from lib.model.storage import DamagedError
+    from lib.model.weights import base_model, find_released, is_from_scratch
     from lib.training.loop import finished, train
 
     examples = read_examples(data, config.recipe, config.system_instruction)
+    if not is_from_scratch(config.model.name):
+        find_released(config.model.name)
     output.mkdir(parents=True, exist_ok=True)
     with at_work(output):
         sweep(output)
@@ -50,8 +53,9 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
                 raise RequestError(f"{output}: holds a training run on other data; give another output folder")
             tokenizer.save(tokenizer_file)
         model = base_model(config.model.name, config.training.seed, tokenizer_file)
-        if finished(output):
-            return train(model, examples, config, output)  # compares the inputs, and changes nothing
+        with suppress(DamagedError):
+            if finished(output):
+                return train(model, examples, config, output)  # compares the inputs, and changes nothing
         with _recorded(config, data, output) as close:
             result = train(model, examples, config, output, on_metrics)
             metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
@@ -74,6 +78,7 @@ def _recorded(config: Config, data: Path, output: Path) -> Iterator[Callable]:
     except RequestError:
         if earlier:
             atomic_write(output / MANIFEST, earlier)
+        (output / STATE).unlink()
         raise
     except KeyboardInterrupt:
         close("interrupted", error="interrupted in training")
@@ -81,8 +86,6 @@ def _recorded(config: Config, data: Path, output: Path) -> Iterator[Callable]:
     except Exception as failure:
         close("failed", error=str(failure) or type(failure).__name__)
         raise
-    finally:
-        (output / STATE).unlink(missing_ok=True)
 
 
 def check_training(config: Config, data: Path, output: Path) -> list[str]:
@@ -153,3 +156,4 @@ def _write_manifest(
         fingerprint=fingerprint,
         error=error,
     )
+    (output / STATE).unlink(missing_ok=True)  # the state stays where no manifest could be written, and says so

@@ -10,9 +10,11 @@ from typing import Any
 from lib.data.dataset import load_dataset
 from lib.errors import RetraceError
 from lib.experiments.manifest import artifact_names
-from lib.experiments.run import MANIFEST, STATE, read_manifest
+from lib.experiments.run import CONFIG, MANIFEST, STATE, read_manifest, run_folders
 from lib.experiments.stages import datasets, find_eval_set, store
-from lib.files import sha256_file
+from lib.files import home, is_sealed, sha256_file
+
+CONCLUSION = {"stage", "sentence"}  # what a notebook leaves, until the runner has recorded the stage
 
 
 def verify_run(folder: Path) -> list[str]:
@@ -32,8 +34,9 @@ def verify_run(folder: Path) -> list[str]:
 
 
 def verify_home() -> list[str]:
-    """What is not as recorded in what the runs share: the store's segments, and the datasets."""
-    found = []
+    """What is not as recorded beside the runs: the store's segments, the datasets, and a run without its manifest."""
+    begun = {path.parent for path in home().glob(f"[!.]*/{CONFIG}")}
+    found = [f"missing: {folder.name}/{MANIFEST}" for folder in sorted(begun - set(run_folders()))]
     try:
         store().count()
     except RetraceError as error:
@@ -61,9 +64,11 @@ def _recorded_by_stages(folder: Path) -> dict[str, str]:
     recorded: dict[str, str] = {}
     for file in sorted(folder.glob("stages/*.json")):
         try:
-            files = json.loads(file.read_bytes()).get("files", {})
-            recorded |= {name: facts["sha256"] for name, facts in files.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            record = json.loads(file.read_bytes())
+            if record.keys() != CONCLUSION and not is_sealed(record):
+                raise ValueError("edited after it was written")
+            recorded |= {name: facts["sha256"] for name, facts in record.get("files", {}).items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             recorded[f"stages/{file.name}"] = "not readable"
     return recorded
 

@@ -28,6 +28,7 @@ from lib.files import repository_root, sha256_file
 
 pytestmark = pytest.mark.slow
 
+LOCKS = {".lock", ".kernel.lock", ".kernel.pid"}
 STAGE_NAMES = ["01_traces", "02_dataset", "04_evaluate_before", "03_train", "04_evaluate_after", "05_compare"]
 # Shapes stay those of the smoke configuration, so that what is compiled here serves the notebooks alone, too.
 SMALL = [
@@ -83,14 +84,14 @@ def test_a_run_ends_well_and_prints_its_conclusion(done):
     assert conclusion == sentence and sentence.endswith(".")
     assert report == f"Report: {done.folder / 'report.html'}"
     assert reproduce.startswith("Reproduce: ") and reproduce.endswith(
-        f"-m lib --home {done.home} run {done.folder / 'config.yaml'}"
+        f"-m lib --home {done.home} runs reproduce {done.folder.name}"
     )
     assert [line.split()[0] for line in done.printed.splitlines()[1:7]] == STAGE_NAMES
 
 
 def test_the_manifest_is_the_last_file_and_names_every_other_with_its_hash(done):
     assert done.manifest["status"] == "done" and "error" not in done.manifest
-    assert set(done.manifest["artifacts"]) == files(done.folder) - {"run_manifest.json"}
+    assert set(done.manifest["artifacts"]) == files(done.folder) - {"run_manifest.json", *LOCKS}
     for name, recorded in done.manifest["artifacts"].items():
         file = done.folder / name
         assert recorded == {"sha256": sha256_file(file), "bytes": file.stat().st_size}, name
@@ -166,7 +167,7 @@ def test_evaluations_have_the_limit_and_import_back(done):
 
 def test_nothing_temporary_stays(done):
     hidden = {name for name in files(done.home) if "/." in f"/{name}"}
-    assert hidden == {"store/.lock"}
+    assert {name.split("/")[-1] for name in hidden} == {".lock", ".kernel.lock", ".kernel.pid"}
 
 
 def test_runs_list_and_show_tell_of_it(done, monkeypatch, capsys):
@@ -176,7 +177,9 @@ def test_runs_list_and_show_tell_of_it(done, monkeypatch, capsys):
     sentence = done.manifest["metrics"]["evaluation"]["sentence"]
     assert listed == [done.folder.name, "done", f"{sentence}\n"]
     assert main(["runs", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"run": done.folder.name, "status": "done", "verdict": sentence}]
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["run"], row["status"], row["verdict"]) == (done.folder.name, "done", sentence)
+    assert (row["dataset"], row["model"], row["report"]) == ("smoke-v1", "tiny", True)
     for name in (done.folder.name, str(done.folder)):
         assert main(["runs", "show", name]) == 0
         shown = capsys.readouterr().out
@@ -216,7 +219,7 @@ def test_f17_f18_f19_a_notebook_that_does_not_end_makes_the_run_failed(source, e
     assert "traces added" in (folder / "01_traces.html").read_text()
     assert set(manifest["artifacts"]) >= {"01_traces.ipynb", "01_traces.html", "config.yaml"}
     assert not (folder / "stages" / "01_traces.json").exists() and not list(folder.glob("02_*"))
-    assert list(manifest["wall_s"]) == ["01_traces"] and not (folder / "state.json").exists()
+    assert manifest["wall_s"] == {} and not (folder / "state.json").exists()
     assert manifest["metrics"] == {"training": None, "weights_sha256": None, "evaluation": None}
     main(["runs", "list"])
     assert f"{folder.name}  " in (listed := capsys.readouterr().out) and "failed" in listed
@@ -227,7 +230,7 @@ def test_f17_f18_f19_a_notebook_that_does_not_end_makes_the_run_failed(source, e
 )
 @pytest.mark.parametrize("at", [0, len(STAGE_NAMES) - 1], ids=["first stage", "last stage"])
 def test_f21_f28_no_run_is_done_that_was_stopped_by_whatever(failure, status, at, monkeypatch, home):
-    def execute(stage, run: Run) -> str:
+    def execute(stage, run: Run, deadline: float) -> str:
         if stage.name == STAGE_NAMES[at]:
             raise failure
         return "done"

@@ -8,25 +8,34 @@ from pathlib import Path
 import mistune
 import pytest
 from bs4 import BeautifulSoup
+from hostile import METRICS, facts
 from markdown_it import MarkdownIt
 
-from lib.config import Config, DatasetConfig
 from lib.data.dataset import Dataset
 from lib.data.renderer import Example, encode_example, render_conversation, render_example
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.evaluation.compare import Comparison
 from lib.experiments import report
 from lib.experiments.figures import accuracy_figure, bars, loss_figure, svg
-from lib.experiments.report import RunFacts, markdown, show_table, show_tokens, token_spans, write_markdown, write_page
+from lib.experiments.report import (
+    RunFacts,
+    drawings,
+    markdown,
+    printable,
+    show_table,
+    show_tokens,
+    token_spans,
+    write_markdown,
+    write_page,
+)
 
-METRICS = [
-    {"step": 1, "loss": 6.5, "learning_rate": 0.1, "grad_norm": 1.0, "tokens_per_second": 10.0},
-    {"step": 2, "loss": 5.5, "learning_rate": 0.0, "grad_norm": 1.0, "tokens_per_second": 10.0, "held_out_loss": 5.6},
-]
 ACTIVE = {"link", "image", "html_block", "html_inline", "block_html", "inline_html", "block_math", "inline_math"}
 ACTIVE |= {"footnote_ref", "footnotes", "footnote_item", "strong", "emphasis", "strikethrough", "codespan", "list"}
 ALLOWED = {"strong"}  # the verdict
 PLUGINS = ["table", "url", "footnotes", "strikethrough", "math", "task_lists", "def_list", "abbr", "superscript"]
+
+# Some payloads have letters that no font has, or that are too high for a figure.
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")
 
 
 @pytest.fixture(scope="module")
@@ -44,50 +53,22 @@ def harmless(comparison_of: Callable, payloads: list[str]) -> Comparison:
     return comparison_of([f"harmless {number:02}" for number in range(len(payloads))])
 
 
-def facts(dataset: Dataset, tokenizer: Tokenizer, text: str) -> RunFacts:
-    """Everything that a page says of its run, with the text wherever it is not a number."""
-    training = {
-        "steps": 2,
-        "examples": 9,
-        "held_out": 1,
-        "loss": 5.5,
-        "held_out_loss": 5.6,
-        "seconds": 1.0,
-        "tokens_per_second": 10.0,
-    }
-    manifest = {"dataset_key": text, "dropped": {text: 1}, "content_sha256": text}
-    return RunFacts(
-        run_name=text,
-        run_id=text,
-        created_at=text,
-        config=Config(text, DatasetConfig("toy", "v1")),
-        code=text,
-        dataset=dataset.manifest | manifest,
-        example=Example("toy", text, text),
-        tokenizer=tokenizer,
-        metrics=METRICS,
-        training=training | {"weights_sha256": text},
-        fingerprint={"cpu": text},
-        reproduce=text,
-    )
-
-
 def page(comparison: Comparison, run: RunFacts, folder: Path) -> BeautifulSoup:
     """The page, with every item in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "SHOWN", 1000)
-        write_page(folder / "report.html", comparison, run)
+        write_page(folder / "report.html", comparison, run, drawings(comparison, METRICS))
     return BeautifulSoup((folder / "report.html").read_text(), "html.parser")
 
 
 @pytest.fixture(scope="module")
-def hostile_page(hostile, payloads, dataset, tokenizer, tmp_path_factory) -> BeautifulSoup:
-    return page(hostile, facts(dataset, tokenizer, "\n".join(payloads)), tmp_path_factory.mktemp("hostile"))
+def hostile_page(hostile, payloads, dataset, tmp_path_factory) -> BeautifulSoup:
+    return page(hostile, facts(dataset, "\n".join(payloads)), tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture(scope="module")
-def harmless_page(harmless, examples, dataset, tokenizer, tmp_path_factory) -> BeautifulSoup:
-    run = facts(dataset, tokenizer, "where it is from")._replace(example=examples[0])
+def harmless_page(harmless, examples, dataset, tmp_path_factory) -> BeautifulSoup:
+    run = facts(dataset, "where it is from")._replace(example=examples[0])
     return page(harmless, run, tmp_path_factory.mktemp("harmless"))
 
 
@@ -128,15 +109,16 @@ def test_f41_hostile_text_in_markdown_becomes_no_markup(payload, comparison_of):
 def test_f41_hostile_text_in_markdown_opens_no_heading_and_closes_no_fence(payload, comparison_of):
     tokens = parsed(markdown(comparison_of([payload])))
     headings = [plain(body) for mark, body in zip(tokens, tokens[1:], strict=False) if mark.type == "heading_open"]
-    named = [" ".join(f"{payload}{number}".split()) for number in (1, 0, 0)]
+    named = [printable(" ".join(f"{payload}{number}".split())) for number in (1, 0, 0)]
     assert [re.sub(r" \(\d+\)$", "", heading) for heading in headings] == [
-        "Delta report", "Counts", "By category", "Reasoning steps that were wrong after training",
+        "Delta report", "Counts", "By category", "Leaks", "Reasoning steps that were wrong after training",
         "Broken: correct before, not after", named[0], "Fixed: correct after, not before", named[1],
         "Right answer, wrong reasoning", named[2],
     ]  # fmt: skip
     fences = [token for token in tokens if token.type == "fence"]
     assert len(fences) == 7 and {token.info for token in fences} == {"text"}
-    assert {token.content for token in fences} == {f"{payload}\n", f"Reasoning:\n1. {payload}\n"}
+    shown = printable(payload)
+    assert {token.content for token in fences} == {f"{shown}\n", f"Reasoning:\n1. {shown}\n"}
     assert not {token.type for token in tokens} & {"code_block", "blockquote_open", "bullet_list_open", "hr"}
 
 
@@ -149,7 +131,7 @@ def test_f41_hostile_text_in_a_table_stays_in_its_cell(payload, comparison_of):
         elif mark.type == "td_open":
             rows[-1].append(plain(body))
     by_category = [row for row in rows if len(row) == 4]
-    assert [row[:2] for row in by_category] == [[" ".join(payload.split()), "2"]]
+    assert [row[:2] for row in by_category] == [[printable(" ".join(payload.split())), "2"]]
 
 
 def test_the_markdown_says_the_verdict_the_counts_and_what_changed(comparison_of, tmp_path):
@@ -200,10 +182,12 @@ def test_f41_hostile_text_adds_no_element_to_the_page(hostile_page, harmless_pag
 
 
 def test_f41_hostile_text_is_shown_as_it_is(hostile_page, payloads, completions):
-    assert {element.get_text() for element in hostile_page.find_all("pre")} == completions
+    # HTML knows one kind of line end
+    shown = {element.get_text() for element in hostile_page.select("pre:not(#evidence)")}
+    assert shown == {text.replace("\r", "\n") for text in completions}
     summaries = [element.get_text() for element in hostile_page.find_all("summary")]
-    assert all(any(text in summary for summary in summaries) for text in payloads)
-    assert hostile_page.title.get_text() == "\n".join(payloads) + " · Retrace"
+    assert all(any(text.replace("\r", "\n") in summary for summary in summaries) for text in payloads)
+    assert hostile_page.title.get_text().split() == f"{' '.join(payloads)} · Retrace".split()
     drawn = hostile_page.find_all("svg")[0].get_text()
     assert "<script>alert(1)</script> (n = 2)" in drawn and "$\\bad$" in drawn
 
@@ -211,7 +195,7 @@ def test_f41_hostile_text_is_shown_as_it_is(hostile_page, payloads, completions)
 def test_the_page_forbids_what_it_does_not_need(harmless_page):
     policy = harmless_page.head.find_all(True)[1]
     assert policy["http-equiv"] == "Content-Security-Policy"
-    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert policy["content"].startswith("default-src 'none'; base-uri 'none'; form-action 'none'; ")
 
 
 def test_the_page_says_the_verdict_the_tokens_and_where_it_comes_from(harmless_page, harmless, examples, tokenizer):
@@ -225,8 +209,8 @@ def test_the_page_says_the_verdict_the_tokens_and_where_it_comes_from(harmless_p
     assert len(figures) == 2 and all(figure.svg and figure.get("aria-label") for figure in figures)
 
 
-def test_the_same_facts_give_the_same_page(comparison_of, dataset, tokenizer, tmp_path):
-    pages = [page(comparison_of(["same"]), facts(dataset, tokenizer, "same"), tmp_path) for _ in range(2)]
+def test_the_same_facts_give_the_same_page(comparison_of, dataset, tmp_path):
+    pages = [page(comparison_of(["same"]), facts(dataset, "same"), tmp_path) for _ in range(2)]
     assert pages[0].decode() == pages[1].decode()
 
 
