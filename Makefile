@@ -7,11 +7,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test lab lint benchmark clean
+.PHONY: help quickstart test test-faults lab lint benchmark clean
 
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
 	@echo "make test         every test, the notebooks among them"
+	@echo "make test-faults  every fault of docs/reliability.md in its full count (half an hour)"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
@@ -23,6 +24,10 @@ quickstart: $(READY)
 test: $(READY) lint
 	@$(BIN)/python -m pytest
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
+
+test-faults: $(READY)
+	@RETRACE_FAULTS=full $(BIN)/python -m pytest tests/faults tests/data/test_fuzz_import.py
+	@$(BIN)/python tests/faults/sweep.py
 
 lint: $(READY)
 	@$(BIN)/ruff check .
