@@ -231,14 +231,15 @@ import polars, lib.data.store as store
 from lib.trace import make_trace
 def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
-owner, name = {"stage": (polars.LazyFrame, "sink_parquet"), "know": (store.Store, "_known"), "copy": (shutil, "copyfileobj"),
-               "flush": (os, "fsync"), "rename": (os, "replace")}[sys.argv[2]]
-setattr(owner, name, die)
+owner, _, name = sys.argv[2].rpartition(".")
+setattr(eval(owner), name, die)
 store.Store(Path(sys.argv[1])).add(make_trace(f"{n}?", [("step", "s")], str(n), {}) for n in range(10_000))
 """
 
 
-@pytest.mark.parametrize("moment", ["stage", "know", "copy", "flush", "rename"])
+@pytest.mark.parametrize(
+    "moment", ["polars.LazyFrame.sink_parquet", "store.Store._known", "shutil.copyfileobj", "os.fsync", "os.replace"]
+)
 def test_f23_killed_at_any_moment_of_adding_nothing_is_there_and_the_next_writer_sweeps(tmp_path: Path, moment: str):
     folder = tmp_path / "store"
     store, temporary = Store(folder), tmp_path / "temporary"
