@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lib.errors import RequestError
 from lib.trace import (
     MAX_BYTES,
+    MAX_DEPTH,
     NAMESPACE,
     InvalidTrace,
     Trace,
@@ -17,8 +18,10 @@ from lib.trace import (
     content_sha256,
     make_trace,
     parse_trace,
+    read_entries,
     read_strictly,
     shown,
+    to_entry,
     to_json,
 )
 
@@ -29,6 +32,9 @@ TOY = {
     "final_answer": "4",
     "meta": {"source": "builtin"},
 }
+
+
+NOW = "2025-06-01T12:00:00.000000Z"
 
 
 def toy(**changes) -> bytes:
@@ -223,6 +229,15 @@ def test_f08_nul_is_refused_wherever_it_stands(old: bytes):
     assert refused(toy().replace(old, b"a\0b")).field == "record"
 
 
+@pytest.mark.parametrize("text", ["\\", "x\\", '"', '\\"', '\\\\"', '":"', "\\\\", "", "\\u0022"])
+def test_f06_no_text_with_quotes_and_backslashes_hides_a_repeated_key_or_feigns_one(text: str):
+    line = toy(prompt=text + "p", final_answer=text + "f", meta={text: text, "last": text + "\\"})
+    assert parse_trace(line).meta == {text: text, "last": text + "\\"} and read_entries([line], NOW)
+    for old, new in ((b'"meta"', b'"meta":{},"meta"'), (b'"i"', b'"i":0,"i"'), (b'"last"', b'"last":[],"last"')):
+        assert refused(line.replace(old, new)).expected == "one value"
+        assert read_entries([line.replace(old, new)], NOW) is None
+
+
 def test_f08_an_escaped_backslash_before_u0000_is_text():
     assert parse_trace(toy(prompt="\\u0000")).prompt == "\\u0000"
     assert parse_trace(toy(prompt="😀")).prompt == "😀"
@@ -233,6 +248,18 @@ def test_f08_an_escaped_backslash_before_u0000_is_text():
 def test_f10_deep_nesting_is_refused(opening: bytes, closing: bytes, depth: int):
     deep = opening * depth + b"1" + closing * depth
     assert "deep" in refused(toy(meta={"x": "DEEP"}).replace(b'"DEEP"', deep)).expected
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_f10_both_ways_stop_at_the_same_depth(empty: bool):
+    for depth in range(MAX_DEPTH - 4, MAX_DEPTH + 2):
+        line = toy(meta={"x": "DEEP"}).replace(b'"DEEP"', b"[" * depth + b"1" * (not empty) + b"]" * depth)
+        if depth + 2 <= MAX_DEPTH:  # the record and its meta are two levels
+            assert parse_trace(line) and read_strictly(line, Trace) and read_entries([line], NOW)
+        else:
+            assert read_entries([line], NOW) is None
+        if depth + 2 > MAX_DEPTH + empty:
+            assert "deep" in refused(line).expected
 
 
 def test_f10_over_one_mebibyte_is_refused():
@@ -303,6 +330,53 @@ def test_f13_a_trace_written_and_read_is_the_same(prompt, steps, answer, meta):
 def test_the_quick_way_and_the_careful_way_agree(prompt, value, escape, indent):
     line = json.dumps(TOY | {"prompt": prompt, "meta": {"x": value}}, ensure_ascii=escape, indent=indent).encode()
     assert canonical(parse_trace(line)) == canonical(read_strictly(line, Trace))
+
+
+pieces = st.sampled_from(
+    [
+        b'"',
+        b"\\",
+        b"{",
+        b"}",
+        b",",
+        b":",
+        b"0",
+        b"-",
+        b"e9",
+        b"\xff",
+        b"\n",
+        b" ",
+        b'"i":0,',
+        b'"meta":{},',
+        b'"a":1,',
+        b"NaN,",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts, json_values, st.booleans(), st.lists(st.tuples(st.floats(0, 1), pieces), max_size=2), st.booleans())
+def test_what_the_quick_way_takes_the_careful_way_takes_and_reads_the_same(prompt, value, escape, spoilt, whole):
+    record = TOY | {"prompt": prompt, "meta": {"x": value}} | ({"id": "t", "created_at": NOW} if whole else {})
+    line = json.dumps(record, ensure_ascii=escape).encode()
+    for place, piece in spoilt:
+        at = round(place * len(line))
+        line = line[:at] + piece + line[at:]
+    if entries := read_entries([line], NOW):
+        careful = read_strictly(line, Trace)
+        expected = to_entry(careful, NOW)
+        [entry] = entries
+        assert (entry.id, entry.content_sha256, entry.created_at) == (expected.id, expected.content_sha256, NOW)
+        assert parse_trace(entry.record.encode()) == parse_trace(expected.record.encode())
+
+
+def test_one_line_in_doubt_keeps_all_from_the_quick_way():
+    lines = [toy(prompt=str(n)) for n in range(50)]
+    entries = read_entries(lines, NOW)
+    assert [entry.id for entry in entries] == [parse_trace(line).id for line in lines]
+    assert entries[7].record == f'{{"created_at":"{NOW}","id":"{entries[7].id}",{lines[7].decode()[1:]}'
+    for doubtful in (b"{}", b"", b"[]", toy(late=1), toy(steps=[TOY["steps"][0]] * 2), toy(created_at="now")):
+        assert read_entries([*lines[:20], doubtful, *lines[20:]], NOW) is None
 
 
 def _without(record: dict, key: str) -> bytes:

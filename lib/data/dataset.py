@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections import Counter
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+from filelock import FileLock
 
 from lib.config import DatasetConfig, TracesConfig
 from lib.data.renderer import Example, render_conversation, render_example
@@ -82,15 +84,18 @@ def build_dataset(
     if target.exists():
         return _same_or_refuse(load_dataset(folder, dataset_key(request)), manifest)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.", ignore_cleanup_errors=True) as scratch:
-            _write(Path(scratch), manifest, traces)
-            os.rename(scratch, target)
-    except OSError as error:
+    with FileLock(folder / ".lock"):
         if target.exists():  # another process was first
             return _same_or_refuse(load_dataset(folder, target.name), manifest)
-        error.filename = str(target)
-        raise
+        for stray in folder.glob(".*/"):  # of a process that was killed
+            shutil.rmtree(stray)
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.", ignore_cleanup_errors=True) as new:
+                _write(Path(new), manifest, traces)
+                os.rename(new, target)
+        except OSError as error:
+            error.filename = str(target)
+            raise
     return load_dataset(folder, target.name)
 
 

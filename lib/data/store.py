@@ -266,8 +266,8 @@ def _write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes]) -> None:
     try:
         written.result()
     except pl.exceptions.PolarsError as error:
-        place = f"temporary folder {tempfile.gettempdir()}"
-        raise RetraceError(f"{place}: cannot be written ({error}); nothing was added") from None
+        place, reason = tempfile.gettempdir(), str(error).rpartition(": ")[2]
+        raise RetraceError(f"temporary folder {place}: cannot be written ({reason}); nothing was added") from None
 
 
 def _until_none(queue: Queue[pl.DataFrame | None]) -> Iterator[pl.DataFrame]:

@@ -272,20 +272,15 @@ def test_f23_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "write_json", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         built(store)
-    assert list((tmp_path / "datasets").iterdir()) == []
+    assert [path.name for path in (tmp_path / "datasets").iterdir()] == [".lock"]
 
 
-def test_a_build_that_another_overtakes_ends_with_the_others_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store, write, first = stored(tmp_path, *toys(1, 2)), module._write, []
-
-    def overtaken(*args) -> None:
-        monkeypatch.setattr(module, "_write", write)
-        first.append(built(store))
-        write(*args)
-
-    monkeypatch.setattr(module, "_write", overtaken)
-    assert built(store) == first[0]
-    assert [path.name for path in (tmp_path / "datasets").iterdir()] == ["toy-v1"]
+def test_f26_what_a_killed_build_left_is_swept_by_the_next(tmp_path: Path):
+    left = tmp_path / "datasets" / ".toy-v0.abc123"
+    left.mkdir(parents=True)
+    (left / "traces.parquet").write_bytes(b"half")
+    built(stored(tmp_path, *toys(1, 2)))
+    assert sorted(path.name for path in (tmp_path / "datasets").iterdir()) == [".lock", "toy-v1"]
 
 
 BUILD = """
@@ -305,7 +300,7 @@ def test_two_processes_building_at_once_end_with_one_dataset(tmp_path: Path):
     both = [subprocess.Popen(command, cwd=repository_root(), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = {process.communicate()[0] for process in both}
     assert [process.returncode for process in both] == [0, 0] and len(said) == 1
-    assert [path.name for path in (tmp_path / "datasets").iterdir()] == ["toy-v1"]
+    assert [path.name for path in (tmp_path / "datasets").glob("[!.]*")] == ["toy-v1"]
 
 
 def test_f48_the_content_hash_knows_no_clock_and_no_import_order(tmp_path: Path):

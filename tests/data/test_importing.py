@@ -4,6 +4,8 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from lib.data.renderer import CONTROL_TOKENS
 from lib.data.store import Added, Store
 from lib.errors import RequestError
 from lib.files import repository_root
-from lib.trace import Trace, content_sha256, make_trace, to_json
+from lib.trace import Trace, content_sha256, make_trace, parse_trace, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x06\0\0\0"
 CONVERSATION = (
@@ -127,6 +129,31 @@ def test_f07_bom_crlf_and_no_final_newline_leave_the_same_content(tmp_path: Path
         assert imported(tmp_path, same) == plain
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 16])
+def test_f07_lines_are_the_same_wherever_the_file_is_cut_while_it_is_read(chunk, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(importing, "LINES_CHUNK", chunk)
+    good = lines(3)
+    content = b"\xef\xbb\xbf" + b"\r\n".join([good[0], b"", good[1][:40], b" \t", good[2]])
+    kinds = [(type(record), record.line) for record in read_traces(written(tmp_path, content))]
+    assert kinds == [(Accepted, 1), (Blank, 2), (Rejected, 3), (Blank, 4), (Accepted, 5)]
+    assert list(read_traces(written(tmp_path, content + b"\n"))) == list(read_traces(written(tmp_path, content)))
+
+
+def test_a_file_in_one_go_and_one_line_at_a_time_make_the_same_store(tmp_path: Path, monkeypatch):
+    records = [toy(n, **({"id": f"t{n}"} if n % 3 else {})) for n in range(400)]
+    records[7] |= {"created_at": "2025-01-01T02:00:00+02:00", "meta": {"b": 1, "a": -0.0}}
+    records[8]["steps"] = [{"i": i, "type": "step", "content": str(i)} for i in (5, 1)]
+    path = written(tmp_path, b"\n".join(json.dumps(record).encode() for record in records))
+    monkeypatch.setattr(importing, "utc_now", lambda: "2025-01-01T00:00:00.000000Z")
+    at_once, singly = Store(tmp_path / "at once"), Store(tmp_path / "singly")
+    import_files(at_once, [path])
+    monkeypatch.setattr(importing, "read_entries", lambda lines, now: None)
+    import_files(singly, [path])
+    assert list(at_once.scan()) == list(singly.scan()) and at_once.content_hash() == singly.content_hash()
+    given = [parse_trace(json.dumps(record).encode()) for record in records]
+    assert [trace.id for trace in at_once.scan()] == [trace.id for trace in given]
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_array_and_wrapped_files_hold_the_same_content(chunk, indent, tmp_path: Path, monkeypatch):
@@ -220,6 +247,44 @@ def test_f10_huge_record_is_rejected_at_the_cap_in_little_memory(opening, fillin
     path.unlink()
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+@pytest.mark.parametrize("over", [0, 1])
+def test_f10_the_cap_is_one_mebibyte_of_line_blanks_included(over: int, end: bytes, tmp_path: Path):
+    good = lines(1)[0]
+    path = written(tmp_path, good + b" " * ((1 << 20) - len(good) + over) + end + good)
+    [record, *others] = read_traces(path)
+    assert (isinstance(record, Accepted), len(others)) == (not over, 1 if end else 0)
+    if over:
+        assert record.expected == "at most 1 MiB" and len(record.raw) == len(good)
+        assert "toy.jsonl:1: field record: expected at most 1 MiB" in refusal(tmp_path, path.read_bytes())
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from lib.data.importing import import_files
+from lib.data.store import Store
+store = Store(Path(sys.argv[2]))
+assert import_files(store, [Path(sys.argv[1])]).added == store.count() == sum(1 for trace in store.scan())
+store.content_hash()
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+def test_f10_a_larger_file_takes_hardly_more_memory(tmp_path: Path):
+    """What is held of each trace is a fraction of it: 60 MB more of file, and not half of that more of memory."""
+    peaks = []
+    for count in (10_000, 50_000):
+        text = "x" * 1_300
+        path = written(
+            tmp_path, b"\n".join(json.dumps(toy(n, final_answer=f"{n} {text}")).encode() for n in range(count))
+        )
+        command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / f"store-{count}")]
+        done = subprocess.run(command, cwd=repository_root(), capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < 30 and peaks[1] < 300
+
+
 @pytest.mark.parametrize("opening, closing", [(b'{"meta": {"x": ', b"}}"), (b"[", b"]"), (b'{"traces": [', b"]}")])
 def test_f10_nesting_100_000_deep_is_rejected(opening: bytes, closing: bytes, tmp_path: Path):
     path = written(tmp_path, opening + b"[" * 100_000 + b"]" * 100_000 + closing)
@@ -295,6 +360,13 @@ def test_one_bad_record_in_the_second_file_keeps_out_the_first(tmp_path: Path):
     assert import_files(store, [first]).rejects_file is None
 
 
+def test_one_bad_record_at_the_end_of_a_long_file_keeps_out_all_before_it(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    content = b"\n".join([*lines(12_000), b'{"prompt": 1}'])
+    assert "toy.jsonl:12001: field prompt: expected str, got 1" in refusal(tmp_path, content)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.jsonl"]
+
+
 def test_unknown_choice_for_bad_records_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match="expected refuse or quarantine, got 'skip'"):
         import_files(Store(tmp_path / "store"), [], "skip")
@@ -326,6 +398,34 @@ def test_f12_the_same_file_imported_by_two_processes_at_once_is_there_once(tmp_p
     alone = Store(tmp_path / "alone")
     import_files(alone, [path])
     assert store.count() == 2_000 and store.content_hash() == alone.content_hash()
+
+
+def test_f31_two_imports_of_overlapping_files_at_once_lose_no_trace(tmp_path: Path):
+    content, store = lines(12_000), Store(tmp_path / "store")
+    first, second = (
+        written(tmp_path, b"\n".join(content[:8_000]), "a"),
+        written(tmp_path, b"\n".join(content[4_000:]), "b"),
+    )
+    commands = [[sys.executable, "-c", IMPORT, str(store.folder), str(path)] for path in (first, second)]
+    both = [subprocess.Popen(command, cwd=repository_root(), stdout=subprocess.PIPE, text=True) for command in commands]
+    assert sorted(int(process.communicate()[0]) for process in both) == [4_000, 8_000]
+    assert sorted(int(trace.final_answer) for trace in store.scan()) == list(range(1, 12_001))
+    assert import_files(store, [first, second]).duplicates == 16_000
+
+
+def test_f33_an_import_killed_at_any_moment_leaves_all_or_nothing_and_no_lock(tmp_path: Path):
+    path, store = written(tmp_path, b"\n".join(lines(12_000))), Store(tmp_path / "store")
+    command = [sys.executable, "-c", IMPORT, str(store.folder), str(path)]
+    for moment in (0.3, 0.6, 1.0, 1.5):
+        process = subprocess.Popen(command, cwd=repository_root(), stdout=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.kill()
+        process.wait()
+        assert store.count() in (0, 12_000)
+    started = time.monotonic()
+    report = import_files(store, [path])
+    assert report.added + report.duplicates == store.count() == 12_000 and time.monotonic() - started < 60
+    assert {path.name for path in store.folder.iterdir() if path.suffix != ".parquet"} == {".lock"}
 
 
 # ---- exports come back ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from lib.config import load_config
 from lib.errors import RequestError, RetraceError
 from lib.experiments import run as run_module
 from lib.experiments import stages
-from lib.experiments.run import at_work, create_run, end_orphan, is_at_work, open_run, read_manifest, status_of
+from lib.experiments.run import at_work, create_run, end_orphan, is_at_work, list_runs, open_run, read_manifest, status_of
 from lib.files import atomic_write, repository_root
 
 pytestmark = pytest.mark.slow
@@ -178,8 +178,8 @@ def test_f20_a_run_out_of_time_is_timed_out_and_its_kernel_gone(victim, in_its_h
 
 
 def test_f22_a_run_whose_runner_was_killed_at_any_moment_is_stale_and_whole(victim, in_its_home):
-    moments, seen, kills = random.Random(SEED), set(), 50 if FULL else 3
-    for _ in range(kills):
+    moments, seen = random.Random(SEED), set()
+    for _ in range(3):
         command = victim.go_on()
         command.until(lambda: list(victim.home.glob("*_victim")) and is_at_work(victim.folder), "its lock")
         time.sleep(moments.uniform(0, 4))
@@ -188,8 +188,6 @@ def test_f22_a_run_whose_runner_was_killed_at_any_moment_is_stale_and_whole(vict
         assert command.end()[0] == -signal.SIGKILL
         assert not torn(victim.home) and gone_within(kernels, 5)
         seen.add(status_of(victim.folder))
-        if seen & {"done"}:
-            break
     assert "stale" in seen and seen <= {"stale", "timed_out"}  # as it was, where it was killed in its first moment
 
 
@@ -291,6 +289,33 @@ def test_f32_runs_of_the_same_second_have_folders_of_their_own(home):
         runs = list(threads.map(lambda number: create_run(config, "same"), range(8)))
     assert len({run.folder for run in runs}) == len({run.state["run_id"] for run in runs}) == 8
     assert {load_config(run.path("config.yaml")) == config for run in runs} == {True}
+
+
+@pytest.mark.skipif(not FULL, reason="takes ten minutes: RETRACE_FAULTS=full")
+def test_f22_f25_at_fifty_moments_of_a_run_its_runner_is_killed(tmp_path, undisturbed, monkeypatch):
+    """One run after the other, each resumed until it is done in spite of the kills."""
+    moments, kills, finished = random.Random(SEED), 0, 0
+    victim = Victim(tmp_path / "0")
+    while kills < 50 or not finished:
+        monkeypatch.setenv("RETRACE_HOME", str(victim.home))
+        command = victim.go_on()
+        try:
+            command.process.wait(moments.uniform(0, 25) if kills < 50 else subject.PATIENCE)
+        except subprocess.TimeoutExpired:
+            kernels = command.family()
+            command.process.kill()
+            kills += 1
+        status, _, said = command.end()
+        assert status in (0, -signal.SIGKILL), said
+        assert not torn(victim.home) and (status == 0 or gone_within(kernels, 5))
+        found = [row["status"] for row in list_runs()]
+        assert found in ([], ["stale"], ["done"]) and (status or found == ["done"])
+        if found == ["done"]:
+            assert subject.results(victim.folder) == subject.results(undisturbed)
+            finished += 1
+            victim = Victim(tmp_path / str(finished))
+    with open(os.devnull if "CI" in os.environ else "/dev/stderr", "w") as terminal:
+        print(f"{kills} kills at random moments, {finished} runs done, 1 distinct hashes", file=terminal)
 
 
 @pytest.mark.skipif(not FULL, reason="takes minutes: RETRACE_FAULTS=full")
