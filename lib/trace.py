@@ -159,9 +159,10 @@ def to_entry(trace: Trace, now: str) -> Entry:
 def read_entries(lines: list[bytes], now: str) -> list[Entry] | None:
     """The trace on each line, for the store; None at the first doubt about any, for `parse_trace` to say which.
 
-    The record is the line itself, which must have no blanks around it, and what it lacks is put in front:
-    `{"prompt": …` becomes `{"created_at":"2025-…","id":"7c2f…","prompt": …`.
+    The record is the line itself, with what it lacks put in front: `{"prompt": …` becomes
+    `{"created_at":"2025-…","id":"7c2f…","prompt": …`.
     """
+    lines = [line.strip(_BLANK) for line in lines]
     if (traces := _decode_quickly(lines)) is None:
         return None
     try:
@@ -218,6 +219,7 @@ class _Content(Struct, frozen=True, gc=False):
 _SORTED = msgspec.json.Encoder(order="sorted")
 _CONTENT = msgspec.json.Encoder(order="deterministic")  # sorts the keys of objects, and leaves those of a Struct
 _DECODER = msgspec.json.Decoder(Trace)
+_BLANK = b" \t\r\n"  # and nothing else: JSON knows fewer blanks than Python does
 _COUNTING = list(range(1000))
 _BACKSLASH, _MINUS, _QUOTE = b'\\-"'  # as numbers: looking for a number in bytes is three times faster than for bytes
 _OUR_TIME = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d\.\d{6}Z", re.ASCII)

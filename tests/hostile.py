@@ -192,8 +192,9 @@ METRICS = [
 
 
 def traces(payloads: dict[str, str], **meta: Any) -> list[dict[str, Any]]:
-    """One record to import for each payload, which is in every field that holds a text; the first asks them all."""
-    first, *rest = [_trace(text, meta) for text in ("\n\n".join(payloads.values()), *payloads.values())]
+    """One record to import for each payload, which is in every field that holds a text; the first asks many at once."""
+    many = "\n\n".join(list(payloads.values())[::3])  # not all, as it is shown token by token
+    first, *rest = [_trace(text, meta) for text in (many, *payloads.values())]
     return [first | {"steps": rest[0]["steps"], "final_answer": rest[0]["final_answer"]}, *rest]
 
 
@@ -253,5 +254,7 @@ def _answer(text: str, number: int, verdict: str, model: str, eval_set: str) -> 
         "eval_id": f"{text}{number}", "category": text, "expected_answer": text, "task": high_card_duel.NAME,
         "state": high_card_duel.state_of(high_card_duel.deal(0)),
     }  # fmt: skip
-    record = {"prompt": text, "completion": completion_of(text), "final_answer": text, "verdict": verdict}
-    return record | {"num_tokens": 1, "meta": meta}
+    return _trace(text, {}) | {
+        "meta": meta, "completion": completion_of(text), "score": int(verdict == "correct"), "verdict": verdict,
+        "num_tokens": 1,
+    }  # fmt: skip

@@ -378,7 +378,7 @@ class _Canary(socketserver.ThreadingTCPServer):
 
 class _Answer(socketserver.BaseRequestHandler):
     def handle(self) -> None:
-        self.request.settimeout(0.5)
+        self.request.settimeout(0.1)
         with suppress(OSError):  # a connection made in advance says nothing, and is one all the same
             words = b""
             words = self.request.recv(4096)

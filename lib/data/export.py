@@ -23,7 +23,7 @@ from lib.data.renderer import (
     render_response,
 )
 from lib.errors import RequestError
-from lib.trace import Trace
+from lib.trace import TRACE_VERSION, Trace
 
 MAX_SHOWN = 5
 
@@ -115,6 +115,7 @@ def detect_format(record: Any) -> str:
 def _example(record: Any, recipe: str, system_instruction: str) -> Example:
     kind = detect_format(record)
     name = _text(record, "id")
+    _check_version(record.get("metadata"))
     if kind == "trace":
         steps = record["trace_steps"] if recipe == "trace_sft_v1" else []
         if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
@@ -141,6 +142,12 @@ def _turns(messages: Any) -> tuple[str, str]:
     if roles[-2:] != ["user", "assistant"] or roles[:-2] not in ([], ["system"]):
         raise ValueError(f"messages: expected the roles (system,) user, assistant, got {', '.join(map(str, roles))}")
     return render_prompt(contents[-2], contents[0] if len(contents) == 3 else ""), contents[-1]
+
+
+def _check_version(metadata: Any) -> None:
+    version = metadata.get("trace_version", TRACE_VERSION) if isinstance(metadata, dict) else TRACE_VERSION
+    if version != TRACE_VERSION:
+        raise ValueError(f"metadata.trace_version: {version!r} is not known, only {TRACE_VERSION!r}")
 
 
 def _check_rendering(example: Example, recipe: str, system_instruction: str) -> None:

@@ -288,11 +288,12 @@ def _accepted(counts: _Counts, paths: Iterable[Path], on_bad: str, folder: Path)
     """The good traces of all files; what must happen to the bad ones happens when the last one is read."""
     now = utc_now()
 
-    def read(raw: bytes) -> Entry:
-        return to_entry(parse_record(raw), now)
-
     def read_all(raws: list[bytes]) -> list[Entry] | None:
         return read_entries(raws, now)
+
+    def read(raw: bytes) -> Entry:
+        alone = read_all([raw])
+        return alone[0] if alone else to_entry(parse_record(raw), now)
 
     for path in paths:
         for _, records in _records(path, read, read_all):
@@ -391,7 +392,7 @@ def _records(
         for first, raws, fault in _pieces(file, _head(file, path)):
             records = None
             if fault is None and sum(map(len, raws)) <= MAX_BYTES:
-                records = read_all([raw.strip(_BLANK) for raw in raws])
+                records = read_all(raws)
             if records is None:
                 records = [_read(line, raw, fault, read) for line, raw in enumerate(raws, first)]
             empty = empty and all(isinstance(record, Blank) for record in records)

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from queue import Full, Queue
 from typing import IO, NamedTuple
@@ -34,7 +35,7 @@ from polars.io.plugins import register_io_source
 
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_open
-from lib.trace import Entry, Trace, to_entry, utc_now
+from lib.trace import TRACE_VERSION, Entry, Trace, to_entry, utc_now
 
 LOCK_SECONDS = 60
 COLUMNS = ["id", "content_sha256", "created_at", "record"]
@@ -82,7 +83,11 @@ class Store:
         """Every trace, segments in the order of their names. Raises RetraceError for a damaged segment."""
         for path in self._segments():
             for frame in _read_segment(path, "record"):
-                yield from map(_DECODER.decode, frame["record"])
+                for trace in map(_DECODER.decode, frame["record"]):
+                    if trace.trace_version != TRACE_VERSION:
+                        known = f"is not known, only {TRACE_VERSION!r}"
+                        raise RequestError(f"store segment {path}: trace_version {trace.trace_version!r} {known}")
+                    yield trace
 
     def count(self) -> int:
         """The number of traces."""
@@ -221,7 +226,7 @@ def _stage(entries: Iterable[list[Entry]], file: IO[bytes]) -> pl.DataFrame:
 
     def frames() -> Iterator[pl.DataFrame]:
         for batch in _batches(entries):
-            columns = {name: [getattr(entry, name) for entry in batch] for name in COLUMNS}
+            columns = {name: list(map(attrgetter(name), batch)) for name in COLUMNS}
             frame = pl.DataFrame(columns, schema=_SCHEMA)
             keys.append(frame.select(_KEYS))
             yield frame

@@ -27,6 +27,7 @@ from lib.evaluation.statistics import (
 )
 from lib.tasks import TASKS
 from lib.tasks.steps import StepCheck
+from lib.trace import TRACE_VERSION
 
 VERDICTS = ("correct", "wrong", "unscored", "truncated")
 
@@ -145,6 +146,8 @@ def read_results(path: Path) -> Results:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
+            if (version := record["trace_version"]) != TRACE_VERSION:
+                raise ValueError(f"trace_version {version!r} is not known, only {TRACE_VERSION!r}")
             meta = record["meta"]
             items.append(_item(record, meta))
             heads.add(tuple(_text(meta, name) for name in ("model", "weights_sha256", "eval_set", "eval_set_sha256")))

@@ -61,12 +61,12 @@ def read_record(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text("utf-8")
         record = json.loads(_carried(text) if file.suffix == ".html" else text)
+        if (version := record.get("evidence_version", VERSION)) != VERSION:
+            raise ValueError(f"evidence_version {version!r} is not known, only {VERSION!r}")
         if missing := RECORD_KEYS - record.keys() or RESULT_KEYS - record["results"].keys():
             raise ValueError(f"no {min(missing)}")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise RequestError(f"{file}: holds no record of a run ({error})") from None
-    if record["evidence_version"] != VERSION:
-        raise RequestError(f"{file}: evidence_version {record['evidence_version']!r} is not known, only {VERSION!r}")
     return record
 
 

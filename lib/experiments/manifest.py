@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.experiments.run import BOOKKEEPING, MANIFEST, MANIFEST_VERSION, manifest_digest
-from lib.files import atomic_write, home, repository_root, sha256_bytes, sha256_file, write_json
+from lib.experiments.run import BOOKKEEPING, MANIFEST, MANIFEST_VERSION
+from lib.files import atomic_write, home, repository_root, sealed, sha256_bytes, sha256_file, write_json
 from lib.trace import utc_now
 
 PATCH = "git.patch"
@@ -61,7 +61,7 @@ def write_manifest(
         "fingerprint": fingerprint,
         "environment": environment(),
     }
-    write_json(folder / MANIFEST, manifest | {"sha256": manifest_digest(manifest)})
+    write_json(folder / MANIFEST, sealed(manifest))
     return manifest
 
 

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from lib.config import Config, load_config, to_yaml
 from lib.errors import RequestError, RetraceError
-from lib.files import atomic_write, child, home, sha256_bytes, shown_path, write_json
+from lib.files import atomic_write, child, home, is_sealed, sha256_bytes, shown_path, write_json
 from lib.trace import utc_now
 
 MANIFEST, STATE, CONFIG = "run_manifest.json", "state.json", "config.yaml"
@@ -268,7 +268,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_bytes())
         version = manifest["manifest_version"]
-        if version == MANIFEST_VERSION and manifest["sha256"] != manifest_digest(manifest):
+        if version == MANIFEST_VERSION and not is_sealed(manifest):
             raise ValueError("edited after it was written")
         if missing := MANIFEST_KEYS - manifest.keys():
             raise ValueError(f"no {min(missing)}")
@@ -278,12 +278,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != MANIFEST_VERSION:
         raise RequestError(f"{shown_path(file)}: manifest_version {version!r} is not known, only {MANIFEST_VERSION!r}")
     return manifest
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of the manifest without its own `sha256`, as JSON with sorted keys."""
-    content = {name: value for name, value in manifest.items() if name != "sha256"}
-    return sha256_bytes(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
 def _listed(folder: Path) -> dict[str, Any]:

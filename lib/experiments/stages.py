@@ -128,7 +128,7 @@ def model_before(config: Config) -> Any:
 
 def tokenizer_file(config: Config) -> Path:
     """The `tokenizer.json` of the model: its release's, or, of one made from scratch, its dataset's."""
-    from lib.model.weights import find_released, is_from_scratch
+    from lib.model.released import find_released, is_from_scratch
 
     if not is_from_scratch(config.model.name):
         return find_released(config.model.name) / "tokenizer.json"

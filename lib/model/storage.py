@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from lib.errors import RetraceError
 from lib.files import write_json
 
 DIGEST = "digest.json"
+FORMAT_VERSION = "1.0"
 
 
 class DamagedError(RetraceError):
@@ -56,7 +58,8 @@ def save_tree(folder: Path, tree: Any, digest: str = "", **facts: Any) -> str:
         with _quiet_threads(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((folder / "arrays").absolute(), tree)
             checkpointer.wait_until_finished()
-        write_json(folder / DIGEST, {"sha256": digest, "leaves": _shapes(tree)} | facts)
+        record = {"format_version": FORMAT_VERSION, "sha256": digest, "leaves": _shapes(tree)}
+        write_json(folder / DIGEST, record | facts)
     except Exception as error:  # tensorstore has ValueError for a full disk, Orbax whatever its threads met
         shutil.rmtree(folder, ignore_errors=True)
         raise RetraceError(f"{folder}: cannot be written ({_reason(error)}); what was saved before it stands") from None
@@ -75,6 +78,8 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
     """
     try:
         recorded = json.loads((folder / DIGEST).read_bytes())
+        if (version := recorded["format_version"]) != FORMAT_VERSION:
+            raise ValueError(f"format_version {version!r} is not known, only {FORMAT_VERSION!r}")
         expected, leaves = recorded["sha256"], recorded["leaves"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder}: no readable {DIGEST} ({error})") from None
@@ -87,7 +92,7 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
         raise DamagedError(f"{folder}: leaf {extra[0]} is in the checkpoint and not in the model")
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _quiet_threads(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore((folder / "arrays").absolute(), abstract)
     except Exception as error:  # a damaged file raises whatever the reader of its part raises
         raise DamagedError(f"{folder}: cannot be read ({str(error).splitlines()[0][:200]})") from None
@@ -109,6 +114,7 @@ def _quiet_threads() -> Iterator[None]:
     """Orbax's threads print a failure with its stack, several times over and afterwards, too; one line says it."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
     sys.unraisablehook = lambda late: None if str(late.exc_value) == "Event loop is closed" else hook(late)
     yield

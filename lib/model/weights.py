@@ -10,7 +10,6 @@ tokenizer.json) of the first Gemma generation, named by its path or its hub name
 """
 
 import json
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +24,9 @@ from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.errors import RequestError, RetraceError
 from lib.files import is_sealed, sealed, sha256_file, write_json
 from lib.model.gemma import PRESETS, Gemma, GemmaConfig
+from lib.model.released import find_released, is_from_scratch
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 
-FROM_SCRATCH = ("tiny",)
 FORMAT_VERSION = "1.0"
 
 
@@ -43,10 +42,6 @@ class Model(NamedTuple):
     @property
     def weights_sha256(self) -> str:
         return tree_digest(self.params)
-
-
-def is_from_scratch(name: str) -> bool:
-    return name in FROM_SCRATCH
 
 
 def base_model(name: str, seed: int, tokenizer_file: Path) -> Model:
@@ -87,11 +82,11 @@ def save_model(folder: Path, model: Model, **facts: Any) -> str:
 def load_model(folder: Path) -> Model:
     """The model of a checkpoint that `save_model` wrote. Raises RequestError, or DamagedError."""
     about = read_about(folder)
-    config = GemmaConfig(**about["config"])
-    graph, shapes = _abstract(config)
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file() or sha256_file(tokenizer_file) != about["tokenizer_file_sha256"]:
         raise DamagedError(f"{tokenizer_file}: not what was saved with the weights")
+    config = GemmaConfig(**about["config"])
+    graph, shapes = _abstract(config)
     params = restore_tree(folder / "weights", shapes, about["weights_sha256"])
     return Model(about["base"], config, graph, params, load_tokenizer(tokenizer_file))
 
@@ -111,24 +106,6 @@ def read_about(folder: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise RequestError(f"{file}: format_version {version!r} is not known, only {FORMAT_VERSION!r}")
     return about
-
-
-def find_released(name: str) -> Path:
-    """The folder of a released model on this machine. Raises RequestError: where it looked, what would fetch it."""
-    with suppress(OSError, RuntimeError):  # a name too long for a folder, or the home of nobody
-        if Path(name).expanduser().is_dir():
-            return Path(name).expanduser()
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        raise RequestError(
-            f"model {name}: not on this machine; looked for a folder {name} and in the Hugging Face cache "
-            f"{constants.HF_HUB_CACHE}. Accept its licence on huggingface.co, then fetch it with: hf download {name}. "
-            f"Made from scratch, with nothing to fetch: {', '.join(FROM_SCRATCH)}"
-        ) from None
 
 
 def _released_model(name: str, folder: Path) -> Model:

@@ -251,7 +251,7 @@ def test_f10_huge_record_is_rejected_at_the_cap_in_little_memory(opening, fillin
 @pytest.mark.parametrize("over", [0, 1])
 def test_f10_the_cap_is_one_mebibyte_of_line_blanks_included(over: int, end: bytes, tmp_path: Path):
     good = lines(1)[0]
-    path = written(tmp_path, good + b" " * ((1 << 20) - len(good) + over) + end + good)
+    path = written(tmp_path, good + b" " * ((1 << 20) - len(good) + over) + end + (end and good))
     [record, *others] = read_traces(path)
     assert (isinstance(record, Accepted), len(others)) == (not over, 1 if end else 0)
     if over:
@@ -264,25 +264,26 @@ import re, sys
 from pathlib import Path
 from lib.data.importing import import_files
 from lib.data.store import Store
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 store = Store(Path(sys.argv[2]))
-assert import_files(store, [Path(sys.argv[1])]).added == store.count() == sum(1 for trace in store.scan())
-store.content_hash()
-print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
+added = import_files(store, [Path(sys.argv[1])]).added
+print(peak())
+assert added == store.count() == sum(1 for trace in store.scan()) and store.content_hash()
+print(peak())
 """
 
 
 def test_f10_a_larger_file_takes_hardly_more_memory(tmp_path: Path):
-    """What is held of each trace is a fraction of it: 60 MB more of file, and not half of that more of memory."""
-    peaks = []
+    """Of each trace only keys are held: 56 MB more of file, not half of that more memory. Reading holds no more."""
+    peaks, text = [], "x" * 1_300
     for count in (10_000, 50_000):
-        text = "x" * 1_300
-        path = written(
-            tmp_path, b"\n".join(json.dumps(toy(n, final_answer=f"{n} {text}")).encode() for n in range(count))
-        )
+        records = (json.dumps(toy(number, final_answer=f"{number} {text}")).encode() for number in range(count))
+        path = written(tmp_path, b"\n".join(records))
         command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / f"store-{count}")]
         done = subprocess.run(command, cwd=repository_root(), capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout))
-    assert peaks[1] - peaks[0] < 30 and peaks[1] < 300
+        peaks.append([int(megabytes) for megabytes in done.stdout.split()])
+    assert peaks[1][0] - peaks[0][0] < 28 and max(peaks[1]) < 300
 
 
 @pytest.mark.parametrize("opening, closing", [(b'{"meta": {"x": ', b"}}"), (b"[", b"]"), (b'{"traces": [', b"]}")])

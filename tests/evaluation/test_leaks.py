@@ -98,7 +98,8 @@ def test_f51_the_verdict_and_the_figures_carry_the_warning(tmp_path):
     lines = []
     for name, text in (("before", "4"), ("after", "42")):
         record = {
-            "prompt": ITEMS[0].prompt, "completion": f"Answer: {text}", "final_answer": text, "num_tokens": 3,
+            "trace_version": "1.0", "prompt": ITEMS[0].prompt,
+            "completion": f"Answer: {text}", "final_answer": text, "num_tokens": 3,
             "verdict": "correct" if text == "42" else "wrong",
             "meta": {"model": name, "weights_sha256": name, "eval_set": "toy", "eval_set_sha256": "s", "eval_id": "sum",
                      "category": "arithmetic", "expected_answer": "42"},

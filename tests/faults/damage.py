@@ -8,11 +8,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+from lib.experiments import run as runs  # before nbformat, which lib.experiments makes quick to import
+
+# isort: split
 import nbformat
 import subject
 
 from lib.__main__ import main
-from lib.experiments import run as runs
 from lib.experiments.notebooks import Stage
 from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_write, repository_root

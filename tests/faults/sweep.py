@@ -219,29 +219,30 @@ def sweep_training(folder: Path, some: bool) -> Iterator[End]:
     found = points_of(lambda: train_toy(folder / "whole"), TRAINING, folder / "passed")
     yield End(training_outcome(folder / "whole"))
     wanted = [
-        Point("lib.training.loop:_batch", "before", 6), Point("etils.epath.backend:os.rename", "after", 2),
-        Point("shutil:os.unlink", "before", 2), Point("lib.training.loop:save_model", "before", 1),
-    ]  # fmt: skip
+        Point("lib.training.loop:_batch", "before", 6),  # a step
+        Point("etils.epath.backend:os.rename", "after", 2),  # a save, whose digest is not written yet
+        Point("shutil:os.unlink", "before", 2),  # the removal of an old one
+    ]
     assert set(wanted) < set(found)
     for number, point in enumerate(wanted if some else found):
         output = folder / str(number)
         killed(lambda: train_toy(output), point.fault(), folder / "struck")  # noqa: B023
         yield End(resumed_toy(output, folder / "struck"), 1, str(point))
-    yield killed_again(folder / "again", folder / "struck")
+    yield killed_again(folder / "again", folder / "struck", 2 if some else 5)
 
 
-def killed_again(output: Path, log: Path) -> End:
-    """Killed five times inside the save of step 6: each goes on from step 4, and no leftovers gather."""
+def killed_again(output: Path, log: Path, times: int) -> End:
+    """Killed each time inside the save of step 6: it goes on from step 4, and no leftovers gather."""
     from lib.training.checkpoints import saved_steps
 
     inside = {"at": "etils.epath.backend:os.rename", "text": "checkpoints/6/", "do": "kill"}
     found = []
-    for _ in range(5):
+    for _ in range(times):
         killed(lambda: train_toy(output), inside, log)
         assert saved_steps(output / "checkpoints") == [2, 4]
         found.append(files(output))
-    assert found == found[:1] * 5, "leftovers gather"
-    return End(resumed_toy(output, log), 5, "five times inside the save of step 6")
+    assert found == found[:1] * times, "leftovers gather"
+    return End(resumed_toy(output, log), times, "each time inside the save of step 6")
 
 
 def sweep_moments(folder: Path, some: bool) -> Iterator[End]:

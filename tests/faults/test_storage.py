@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import damage
 import full_disk
@@ -39,6 +40,7 @@ from lib.model.weights import Model
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 SEED = 35
+TRAIN = ["train", "--config", "configs/smoke.yaml", *damage.SMALL]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,203 +76,35 @@ def whole(stages_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def meanwhile(
+    whole: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Future]]:
+    """What other processes do, one after the other, while the tests of flipped bits are at work in this one."""
+    folder, data = tmp_path_factory.mktemp("meanwhile"), ["--data", whole / "train.tunix_sft.jsonl", "--output"]
+    short, wide = folder / "short", folder / "wide"
+    work: dict[str, tuple] = {
+        "disk": (fill_disk, folder / "disk", whole),
+        "permissions": (give_as_ordinary_user, folder, whole),
+        "memory to begin": (limit_memory, 500, short, *TRAIN, *data, short / "out"),
+        "memory of a training": (
+            limit_memory, 4_000, wide, *TRAIN, "--set", "training.per_device_batch_size=2048", *data, wide / "out",
+        ),
+        "memory of a run": (
+            limit_memory, 4_000, folder / "run", "run", "configs/smoke.yaml", *damage.SMALL,
+            "--set", "evaluation.batch_size=20000", "--name", "toy",
+        ),
+    }  # fmt: skip
+    faults = {"disk": "_f28_", "permissions": "_f30_"}
+    chosen = " ".join(item.name for item in request.session.items)
+    with ThreadPoolExecutor(1) as thread:
+        yield {name: thread.submit(*job) for name, job in work.items() if faults.get(name, "_f29_") in chosen}
+
+
 @pytest.fixture
 def copy(whole: Path, home: Path) -> Path:
     """The same run in a home of the test's own."""
     return copied(whole.parent, home) / whole.name
-
-
-# ---- a full disk -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def on_full_disk(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What came of each fault of full_disk.py, and by what the disk was full."""
-    folder = tmp_path_factory.mktemp("small") / "disk"
-    folder.mkdir()
-    mount = ["sh", "-c", 'mount -t tmpfs -o size=32m none "$0" && exec "$@"', str(folder)]
-    ways = {"tmpfs": ["unshare", "-m", *mount], "tmpfs of a user's own": ["unshare", "-rm", *mount]}
-    by = next((by for by, way in ways.items() if shutil.which("unshare") and works([*way, "true"])), "limit")
-    words = [*ways.get(by, []), sys.executable, full_disk.__file__, str(folder), by.split()[0]]
-    words.append(str(whole / "train.tunix_sft.jsonl"))
-    done = subprocess.run(words, cwd=repository_root(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3_000:]
-    assert "Traceback" not in done.stderr, done.stderr[:3_000]
-    return {"by": by} | json.loads(done.stdout)
-
-
-def works(words: list[str]) -> bool:
-    return subprocess.run(words, capture_output=True).returncode == 0
-
-
-def test_f27_f28_the_disk_was_full_and_in_what_way(on_full_disk, capsys):
-    with capsys.disabled():
-        print(f"\nfull disk, by: {on_full_disk['by']}")
-    assert on_full_disk["by"] in ("tmpfs", "tmpfs of a user's own", "limit")
-
-
-FULL_DISK = r"(No space left on device|File too large)"
-
-
-@pytest.mark.parametrize("what", ["store", "dataset", "export", "report", "notebook", "manifest"])
-def test_f28_on_a_full_disk_the_files_of_before_stay_and_one_line_says_so(what, on_full_disk):
-    found = on_full_disk[what]
-    for tried in found["tries"]:
-        assert tried["status"] == 1 and tried["intact"], tried
-        assert one_line(tried["said"]) and re.search(FULL_DISK, tried["said"]), tried
-        assert re.match(r"error: \S+.*/", tried["said"]), tried
-    assert found["after"] == 0  # as soon as there is room
-
-
-def test_f28_a_run_on_a_full_disk_is_failed_or_where_no_manifest_has_room_stale(on_full_disk):
-    assert [tried["run"] for tried in on_full_disk["manifest"]["tries"]] == ["stale", "failed"]
-    assert on_full_disk["store"]["grew"]
-
-
-def test_f27_a_checkpoint_that_has_no_room_fails_the_training_and_the_one_before_is_gone_on_from(on_full_disk, whole):
-    found = on_full_disk["checkpoint"]
-    [failed] = found["tries"]
-    assert failed["status"] == 1 and one_line(failed["said"]) and failed["run"] == "failed"
-    assert re.search(rf"checkpoints/2: cannot be written \({FULL_DISK}\)", failed["said"])
-    assert failed["intact"] and found["whole"] == ["1"]  # and nothing of the second is left
-    weights = read_manifest(whole)["metrics"]["weights_sha256"]  # of the same file and settings, undisturbed
-    assert found["after"] == 0 and "resumed from step 1" in found["resumed"] and weights in found["resumed"]
-
-
-# ---- short memory ------------------------------------------------------------------------------------------
-
-
-LIMITED = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20,) * 2)
-os.execv(sys.executable, [sys.executable, "-m", "lib", *sys.argv[2:]])
-"""
-
-
-def limited(megabytes: int, home: Path, *words: str | Path) -> subprocess.CompletedProcess:
-    """The command as after `ulimit -v`."""
-    environment = os.environ | {"RETRACE_HOME": str(home)}
-    begun = [sys.executable, "-c", LIMITED, str(megabytes), *map(str, words)]
-    return subprocess.run(begun, cwd=repository_root(), env=environment, capture_output=True, text=True)
-
-
-TRAIN = ["train", "--config", "configs/smoke.yaml", *damage.SMALL]
-
-
-def test_f29_a_training_out_of_memory_says_what_to_halve(whole, home):
-    words = [*TRAIN, "--set", "training.per_device_batch_size=2048"]
-    done = limited(4_000, home, *words, "--data", whole / "train.tunix_sft.jsonl", "--output", home / "out")
-    assert done.returncode == 1 and one_line(done.stderr), done.stderr[-2_000:]
-    assert "ran out of memory" in done.stderr and "halve training.per_device_batch_size" in done.stderr
-    manifest = read_manifest(home / "out")
-    assert manifest["status"] == "failed" and done.stderr == f"error: {manifest['error']}\n"
-
-
-def test_f29_where_memory_is_not_enough_to_begin_no_traceback_is_shown(whole, home):
-    done = limited(500, home, *TRAIN, "--data", whole / "train.tunix_sft.jsonl", "--output", home / "out")
-    assert done.returncode not in (0, 2) and "Traceback" not in done.stderr
-    assert not (home / "out" / "run_manifest.json").exists() and not (home / "out" / "checkpoint-final").exists()
-
-
-def test_f29_a_run_out_of_memory_is_failed_and_no_kernel_is_left(home):
-    words = ["run", "configs/smoke.yaml", *damage.SMALL, "--set", "evaluation.batch_size=20000", "--name", "toy"]
-    done = limited(4_000, home, *words)
-    assert done.returncode == 1 and one_line(done.stderr), done.stderr[-2_000:]
-    [folder] = home.glob("*_toy")
-    manifest = read_manifest(folder)
-    assert manifest["status"] == "failed" and done.stderr == f"error: {manifest['error']}\n"
-    assert "04_evaluate_before: " in manifest["error"] and "halve evaluation.batch_size" in manifest["error"]
-    assert not [process for process in psutil.process_iter() if home_of(process) == str(home)]
-
-
-def home_of(process: psutil.Process) -> str:
-    try:
-        return process.environ().get("RETRACE_HOME", "")
-    except psutil.Error:
-        return ""
-
-
-# ---- folders that may not be read or written ---------------------------------------------------------------
-
-WRITING = {
-    "traces import": ["traces", "import", "{run}/train.tunix_sft.jsonl"],
-    "traces generate": ["traces", "generate", "--game", "high_card_duel", "--count", "2"],
-    "dataset build": ["dataset", "build", "--name", "other", "--version", "v1"],
-    "run": ["run", "configs/smoke.yaml"],
-    "train": [*TRAIN, "--data", "{run}/train.tunix_sft.jsonl", "--output", "{home}/out"],
-    "eval generate": ["eval", "generate", "--model", "{run}/checkpoint-final", "--eval-set", "high_card_duel_v1",
-                      "--output", "{home}/out.jsonl"],
-    "eval report": ["eval", "report", "--before", "{run}/eval_before.jsonl", "--after", "{run}/eval_after.jsonl",
-                    "--output", "{home}/out.md"],
-    "runs list --html": ["runs", "list", "--html"],
-}  # fmt: skip
-READING = {
-    "runs list": ["runs", "list"],
-    "runs show": ["runs", "show", "{name}"],
-    "runs verify": ["runs", "verify", "{name}"],
-    "runs verify --all": ["runs", "verify", "--all"],
-    "traces list": ["traces", "list"],
-    "dataset list": ["dataset", "list"],
-}
-
-
-@pytest.fixture(scope="module")
-def as_ordinary_user(
-    whole: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[tuple[str, str], damage.Said]]:
-    """(home, command) → what it came to: a home that may be read alone, one that may not even be, one that is missing
-    below a folder that may not be written, and one that is a file."""
-    base = tmp_path_factory.mktemp("ordinary")
-    homes = {"read-only": base / "read-only", "unreadable": base / "unreadable",
-             "missing": base / "read-only" / "missing", "file": base / "file"}  # fmt: skip
-    copied(whole.parent, homes["read-only"])
-    homes["unreadable"].mkdir()
-    homes["file"].write_text("")
-    for path in [homes["read-only"], *homes["read-only"].rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    homes["unreadable"].chmod(0)
-    wanted = {
-        (kind, label): [word.format(run=whole, home=home, name=whole.name) for word in words]
-        for kind, home in homes.items()
-        for label, words in (WRITING | READING).items()
-    }
-    commands = [[str(homes[kind]), *words] for (kind, _), words in wanted.items()]
-    words = [sys.executable, ordinary.__file__, json.dumps(commands)]
-    done = subprocess.run(words, cwd=repository_root(), capture_output=True, text=True)
-    for path in [homes["unreadable"], homes["read-only"], *homes["read-only"].rglob("*/")]:
-        path.chmod(0o755)  # or pytest could not remove it
-    assert done.returncode == 0, done.stderr[-3_000:]
-    yield {key: damage.Said(*found) for key, found in zip(wanted, json.loads(done.stdout), strict=True)}
-
-
-@pytest.mark.parametrize("what", WRITING)
-@pytest.mark.parametrize("kind", ["read-only", "unreadable", "missing", "file"])
-def test_f30_what_cannot_be_written_is_refused_in_one_line(kind, what, as_ordinary_user):
-    said = as_ordinary_user[kind, what]
-    if what == "runs list --html" and kind == "missing":  # there is no run to make a page of
-        assert said.status == 0 and said.out.startswith("no run yet"), said
-        return
-    assert said.status == 2 and one_line(said.err), said
-    nothing_there = what == "dataset build" and kind == "missing"
-    reasons = "is empty" if nothing_there else "Permission denied|Not a directory|File exists"
-    assert re.search(reasons, said.err) and re.search(r"/(read-only|unreadable|missing|file)", said.err), said
-
-
-@pytest.mark.parametrize("what", READING)
-def test_f30_a_home_that_may_only_be_read_is_read(what, as_ordinary_user):
-    assert as_ordinary_user["read-only", what].status == 0, as_ordinary_user["read-only", what]
-
-
-@pytest.mark.parametrize("what", READING)
-def test_f30_a_home_that_may_not_be_read_is_not_taken_for_an_empty_one(what, as_ordinary_user):
-    said = as_ordinary_user["unreadable", what]
-    assert said.status == 2 and one_line(said.err) and "Permission denied" in said.err, said
-
-
-@pytest.mark.parametrize("what", READING)
-def test_f30_a_home_that_is_not_there_yet_is_an_empty_one(what, as_ordinary_user):
-    said = as_ordinary_user["missing", what]
-    assert (said.status, said.err) == (0, "") or what in ("runs show", "runs verify") and said.status == 2, said
 
 
 # ---- flipped bits in what a run made -----------------------------------------------------------------------
@@ -529,19 +363,28 @@ def test_f36_a_flipped_bit_in_a_checkpoint_is_told_and_the_one_before_is_gone_on
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints.jsonl"])
-def test_f35_a_flipped_bit_in_a_log_is_told_and_not_carried_on(name, killed, state, tmp_path):
-    source, whole = random.Random(SEED), (killed / name).read_bytes()
-    lines = whole.splitlines(keepends=True)
+def test_f35_a_flipped_bit_in_a_log_is_told_and_not_carried_on(name, killed, tmp_path):
+    from lib.model.storage import DamagedError
+    from lib.training.checkpoints import LOGS, cut_logs
+
+    source, whole = random.Random(SEED), {file: (killed / file).read_bytes() for file in LOGS}
+    lines = whole[name].splitlines(keepends=True)
     ends = {step: len(b"".join(line for line in lines if json.loads(line)["step"] <= step)) for step in (20, 30)}
+    folder = copied(killed, tmp_path / "copy")
     for _ in range(OFFSETS):
-        folder = copied(killed, tmp_path / "copy")
         offset = flip(folder / name, source)
-        step, told = restored(folder, state)
-        assert step == (30 if offset >= ends[30] else 20 if offset >= ends[20] else 0)
-        assert all(f"{name}: not what was logged up to" in line for line in told)
-        assert len(told) == {30: 0, 20: 1, 0: 2}[step]
-        if step:
-            assert (folder / name).read_bytes() == whole[: ends[step]]
+        damaged = (folder / name).read_bytes()
+        for step in (30, 20):
+            for file in LOGS:
+                (folder / file).write_bytes(damaged if file == name else whole[file])
+            record = folder / "checkpoints" / str(step) / "digest.json"
+            if offset < ends[step]:
+                with pytest.raises(DamagedError, match=f"{name}: not what was logged up to {step}"):
+                    cut_logs(folder, record)
+            else:
+                cut_logs(folder, record)
+                assert (folder / name).read_bytes() == whole[name][: ends[step]]
+        (folder / name).write_bytes(whole[name])
 
 
 @pytest.mark.parametrize("number", range(OFFSETS if FULL else 1))
@@ -552,10 +395,13 @@ def test_f35_f36_a_training_that_was_damaged_ends_with_the_same_weights(
     from lib.training.loop import train
 
     folder, told = copied(killed, tmp_path / "copy"), []
-    damaged = folder / name
-    if damaged.is_dir():
-        damaged = max((damaged / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
-    flip(damaged, random.Random(number))
+    if name == "metrics.jsonl":
+        flip(folder / name, random.Random(number))
+    else:  # in the middle of the weights: not every bit that Orbax writes means something
+        file = max((folder / name / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2 + number] ^= 1
+        file.write_bytes(content)
     result = train(small_model, examples, CONFIG, folder, warn=told.append)
     assert told and result.resumed_from < 30 and result.weights_sha256 == undisturbed
     lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -700,3 +546,205 @@ def test_f38_a_tuned_model_of_another_shape_is_refused_naming_the_leaf(field, le
     (copy / "checkpoint-final" / "model.json").write_text(json.dumps(sealed(about)))
     with pytest.raises(DamagedError, match=rf"leaf .*{re.escape(leaf)}: expected float32\[.*, the checkpoint has "):
         load_model(copy / "checkpoint-final")
+
+
+# ---- a full disk -------------------------------------------------------------------------------------------
+
+FULL_DISK = r"(No space left on device|File too large)"
+
+
+def fill_disk(folder: Path, whole: Path) -> dict[str, Any]:
+    """What came of each fault of full_disk.py, and by what the disk was full."""
+    folder.mkdir()
+    mount = ["sh", "-c", 'mount -t tmpfs -o size=32m none "$0" && exec "$@"', str(folder)]
+    ways = {"tmpfs": ["unshare", "-m", *mount], "tmpfs of a user's own": ["unshare", "-rm", *mount]}
+    by = next((by for by, way in ways.items() if shutil.which("unshare") and works([*way, "true"])), "limit")
+    words = [*ways.get(by, []), sys.executable, full_disk.__file__, str(folder), by.split()[0]]
+    words.append(str(whole / "train.tunix_sft.jsonl"))
+    done = subprocess.run(words, cwd=repository_root(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert "Traceback" not in done.stderr, done.stderr[:3_000]
+    return {"by": by} | json.loads(done.stdout)
+
+
+def works(words: list[str]) -> bool:
+    return subprocess.run(words, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def on_full_disk(meanwhile: dict[str, Future]) -> dict[str, Any]:
+    return meanwhile["disk"].result()
+
+
+def test_f27_f28_the_disk_was_full_and_in_what_way(on_full_disk, capsys):
+    with capsys.disabled():
+        print(f"\nfull disk, by: {on_full_disk['by']}")
+    assert on_full_disk["by"] in ("tmpfs", "tmpfs of a user's own", "limit")
+
+
+@pytest.mark.parametrize("what", ["store", "dataset", "export", "report", "notebook", "manifest"])
+def test_f28_on_a_full_disk_the_files_of_before_stay_and_one_line_says_so(what, on_full_disk):
+    found = on_full_disk[what]
+    for tried in found["tries"]:
+        assert tried["status"] == 1 and tried["intact"], tried
+        assert one_line(tried["said"]) and re.search(FULL_DISK, tried["said"]), tried
+        assert re.match(r"error: \S+.*/", tried["said"]), tried
+    assert found["after"] == 0  # as soon as there is room
+
+
+def test_f28_a_run_on_a_full_disk_is_failed_or_where_no_manifest_has_room_stale(on_full_disk):
+    assert [tried["run"] for tried in on_full_disk["manifest"]["tries"]] == ["stale", "failed"]
+    assert on_full_disk["store"]["grew"]
+
+
+def test_f27_a_checkpoint_that_has_no_room_fails_the_training_and_the_one_before_is_gone_on_from(on_full_disk, whole):
+    found = on_full_disk["checkpoint"]
+    [failed] = found["tries"]
+    assert failed["status"] == 1 and one_line(failed["said"]) and failed["run"] == "failed"
+    assert re.search(rf"checkpoints/2: cannot be written \({FULL_DISK}\)", failed["said"])
+    assert failed["intact"] and found["whole"] == ["1"]  # and nothing of the second is left
+    weights = read_manifest(whole)["metrics"]["weights_sha256"]  # of the same file and settings, undisturbed
+    assert found["after"] == 0 and "resumed from step 1" in found["resumed"] and weights in found["resumed"]
+
+
+# ---- short memory ------------------------------------------------------------------------------------------
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20,) * 2)
+os.execv(sys.executable, [sys.executable, "-m", "lib", *sys.argv[2:]])
+"""
+
+
+class Limited(NamedTuple):
+    """What a command came to that was given so little memory, in a home of its own, and which processes it left."""
+
+    status: int
+    err: str
+    home: Path
+    left: list[psutil.Process]
+
+
+def limit_memory(megabytes: int, home: Path, *words: str | Path) -> Limited:
+    """The command as after `ulimit -v`."""
+    begun = [sys.executable, "-c", LIMITED, str(megabytes), *map(str, words)]
+    environment = os.environ | {"RETRACE_HOME": str(home)}
+    done = subprocess.run(begun, cwd=repository_root(), env=environment, capture_output=True, text=True)
+    left = [process for process in psutil.process_iter() if home_of(process) == str(home)]
+    return Limited(done.returncode, done.stderr, home, left)
+
+
+def home_of(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("RETRACE_HOME", "")
+    except psutil.Error:
+        return ""
+
+
+def test_f29_a_training_out_of_memory_says_what_to_halve(meanwhile):
+    done: Limited = meanwhile["memory of a training"].result()
+    assert done.status == 1 and one_line(done.err), done.err[-2_000:]
+    assert "ran out of memory" in done.err and "halve training.per_device_batch_size" in done.err
+    manifest = read_manifest(done.home / "out")
+    assert manifest["status"] == "failed" and done.err == f"error: {manifest['error']}\n"
+
+
+def test_f29_where_memory_is_not_enough_to_begin_no_traceback_is_shown(meanwhile):
+    done: Limited = meanwhile["memory to begin"].result()
+    assert done.status not in (0, 2) and "Traceback" not in done.err, done.err
+    out = done.home / "out"
+    assert not (out / "run_manifest.json").exists() and not (out / "checkpoint-final").exists()
+
+
+def test_f29_a_run_out_of_memory_is_failed_and_no_kernel_is_left(meanwhile):
+    done: Limited = meanwhile["memory of a run"].result()
+    assert done.status == 1 and one_line(done.err), done.err[-2_000:]
+    [folder] = done.home.glob("*_toy")
+    manifest = read_manifest(folder)
+    assert manifest["status"] == "failed" and done.err == f"error: {manifest['error']}\n"
+    assert "04_evaluate_before: " in manifest["error"] and "halve evaluation.batch_size" in manifest["error"]
+    assert not done.left
+
+
+# ---- folders that may not be read or written ---------------------------------------------------------------
+
+WRITING = {
+    "traces import": ["traces", "import", "{run}/train.tunix_sft.jsonl"],
+    "traces generate": ["traces", "generate", "--game", "high_card_duel", "--count", "2"],
+    "dataset build": ["dataset", "build", "--name", "other", "--version", "v1"],
+    "run": ["run", "configs/smoke.yaml"],
+    "train": [*TRAIN, "--data", "{run}/train.tunix_sft.jsonl", "--output", "{home}/out"],
+    "eval generate": ["eval", "generate", "--model", "{run}/checkpoint-final", "--eval-set", "high_card_duel_v1",
+                      "--output", "{home}/out.jsonl"],
+    "eval report": ["eval", "report", "--before", "{run}/eval_before.jsonl", "--after", "{run}/eval_after.jsonl",
+                    "--output", "{home}/out.md"],
+    "runs list --html": ["runs", "list", "--html"],
+}  # fmt: skip
+READING = {
+    "runs list": ["runs", "list"],
+    "runs show": ["runs", "show", "{name}"],
+    "runs verify": ["runs", "verify", "{name}"],
+    "runs verify --all": ["runs", "verify", "--all"],
+    "traces list": ["traces", "list"],
+    "dataset list": ["dataset", "list"],
+}
+
+
+def give_as_ordinary_user(base: Path, whole: Path) -> dict[tuple[str, str], damage.Said]:
+    """(home, command) → what it came to: a home that may be read alone, one that may not even be, one that is missing
+    below a folder that may not be written, and one that is a file."""
+    homes = {"read-only": base / "read-only", "unreadable": base / "unreadable",
+             "missing": base / "read-only" / "missing", "file": base / "file"}  # fmt: skip
+    copied(whole.parent, homes["read-only"])
+    homes["unreadable"].mkdir()
+    homes["file"].write_text("")
+    for path in [homes["read-only"], *homes["read-only"].rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    homes["unreadable"].chmod(0)
+    wanted = {
+        (kind, label): [word.format(run=whole, home=home, name=whole.name) for word in words]
+        for kind, home in homes.items()
+        for label, words in (WRITING | READING).items()
+    }
+    commands = [[str(homes[kind]), *words] for (kind, _), words in wanted.items()]
+    words = [sys.executable, ordinary.__file__, json.dumps(commands)]
+    done = subprocess.run(words, cwd=repository_root(), capture_output=True, text=True)
+    for path in [homes["unreadable"], homes["read-only"], *homes["read-only"].rglob("*/")]:
+        path.chmod(0o755)  # or pytest could not remove it
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return {key: damage.Said(*found) for key, found in zip(wanted, json.loads(done.stdout), strict=True)}
+
+
+@pytest.fixture
+def as_ordinary_user(meanwhile: dict[str, Future]) -> dict[tuple[str, str], damage.Said]:
+    return meanwhile["permissions"].result()
+
+
+@pytest.mark.parametrize("what", WRITING)
+@pytest.mark.parametrize("kind", ["read-only", "unreadable", "missing", "file"])
+def test_f30_what_cannot_be_written_is_refused_in_one_line(kind, what, as_ordinary_user):
+    said = as_ordinary_user[kind, what]
+    if what == "runs list --html" and kind == "missing":  # there is no run to make a page of
+        assert said.status == 0 and said.out.startswith("no run yet"), said
+        return
+    assert said.status == 2 and one_line(said.err), said
+    nothing_there = what == "dataset build" and kind == "missing"
+    reasons = "is empty" if nothing_there else "Permission denied|Not a directory|File exists"
+    assert re.search(reasons, said.err) and re.search(r"/(read-only|unreadable|missing|file)", said.err), said
+
+
+@pytest.mark.parametrize("what", READING)
+def test_f30_a_home_that_may_only_be_read_is_read(what, as_ordinary_user):
+    assert as_ordinary_user["read-only", what].status == 0, as_ordinary_user["read-only", what]
+
+
+@pytest.mark.parametrize("what", READING)
+def test_f30_a_home_that_may_not_be_read_is_not_taken_for_an_empty_one(what, as_ordinary_user):
+    said = as_ordinary_user["unreadable", what]
+    assert said.status == 2 and one_line(said.err) and "Permission denied" in said.err, said
+
+
+@pytest.mark.parametrize("what", READING)
+def test_f30_a_home_that_is_not_there_yet_is_an_empty_one(what, as_ordinary_user):
+    said = as_ordinary_user["missing", what]
+    assert (said.status, said.err) == (0, "") or what in ("runs show", "runs verify") and said.status == 2, said

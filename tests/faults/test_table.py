@@ -15,7 +15,7 @@ TABLE = repository_root() / "docs" / "reliability.md"
 
 
 def found_by_row() -> dict[int, str]:
-    """`{20: "faults/test_runs 2", …}`: for each number in the name of a test function, its file and how many there are."""
+    """`{20: "faults/test_runs 2", …}`: for each number in the names of test functions, their files and how many."""
     found: defaultdict[int, Counter] = defaultdict(Counter)
     folder = repository_root() / "tests"
     for path in sorted(folder.rglob("test_*.py")):
