@@ -274,7 +274,6 @@ def resumed_toy(output: Path, log: Path) -> Outcome:
 
 def stubbed() -> None:
     """Stages that write what a stage writes, where it is not there yet, and conclude, in no time."""
-    import lib.model.weights  # noqa: F401  here, and not again in each fork
     from lib.experiments import manifest, pipeline
     from lib.files import atomic_write
 

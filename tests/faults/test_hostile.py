@@ -282,10 +282,12 @@ def assert_shown(page: str, texts: list[str]) -> None:
 def test_f41_f42_f43_hostile_text_is_inert_and_readable_on_every_page(pages, notebooks):
     made = pages | notebooks
     shown = assert_inert(made.values())
-    for name in ("report", "certificate", "index", "01_traces", "04_05_answers", "forged"):
-        assert_shown(shown[made[name]], list((PAYLOADS if name == "01_traces" else ALL).values()))
-    tokens = [text for text in list(PAYLOADS.values())[::3] if not obeyed(text)]  # which are shown byte by byte
-    assert_shown(shown[made["02_dataset"]], tokens)
+    for name in ("report", "certificate", "index", "04_05_answers", "forged"):
+        assert_shown(shown[made[name]], list(ALL.values()))
+    # a table of a notebook shows a control character as a question mark, and a token as its bytes
+    plain = [text for text in PAYLOADS.values() if not obeyed(text)]
+    assert_shown(shown[made["01_traces"]], plain)
+    assert_shown(shown[made["02_dataset"]], [text for text in list(PAYLOADS.values())[::3] if text in plain])
 
 
 def test_f41_f43_the_delta_report_is_inert_by_whatever_it_is_rendered(markdown):
