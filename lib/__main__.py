@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -40,9 +41,9 @@ def resume(arguments: argparse.Namespace) -> None:
 def _conclude(done: Any) -> None:
     from lib.experiments.stages import reproduce_command
 
-    print(done.conclusion("05_compare"))
-    print(f"Report: {shown_path(done.path('report.html'))}")
-    print(f"Reproduce: {reproduce_command(done)}")
+    tell(done.conclusion("05_compare"))
+    tell(f"Report: {shown_path(done.path('report.html'))}")
+    tell(f"Reproduce: {reproduce_command(done)}")
 
 
 def traces_generate(arguments: argparse.Namespace) -> None:
@@ -85,19 +86,17 @@ def traces_list(arguments: argparse.Namespace) -> None:
     if arguments.json:
         shown = [{"id": t.id, "created_at": t.created_at, "prompt": t.prompt, "final_answer": t.final_answer}
                  for t in traces[: arguments.limit]]  # fmt: skip
-        print(json.dumps({"count": len(traces), "traces": shown, "meta": values}, default=str))
+        tell(json.dumps({"count": len(traces), "traces": shown, "meta": values}, default=str))
         return
-    print(f"{len(traces)} traces in {shown_path(store().folder)}")
+    tell(f"{len(traces)} traces in {shown_path(store().folder)}")
     for trace in traces[: arguments.limit]:
-        print(
+        tell(
             f"  {trace.id[:8]}  {trace.created_at[:19]}  {_short(trace.prompt, 70)}  → {_short(trace.final_answer, 20)}"
         )
     if values:
-        print("meta, with the number of traces:")
+        tell("meta, with the number of traces:")
     for key, found in values.items():
-        print(
-            f"  {key}: {', '.join(f'{_short(str(value), 30)} ({count})' for value, count in list(found.items())[:8])}"
-        )
+        tell(f"  {key}: {', '.join(f'{_short(str(value), 30)} ({count})' for value, count in list(found.items())[:8])}")
 
 
 def traces_verify(arguments: argparse.Namespace) -> None:
@@ -105,8 +104,8 @@ def traces_verify(arguments: argparse.Namespace) -> None:
 
     found = verify_traces(store().scan())
     for problem in found.problems[:20]:
-        print(problem)
-    print(f"{found.checked} traces checked against their engine: {found.true} true in every step, "
+        tell(problem)
+    tell(f"{found.checked} traces checked against their engine: {found.true} true in every step, "
           f"{len(found.problems)} not; {found.unknown} of no known game")  # fmt: skip
     if found.problems:
         raise SystemExit(1)
@@ -172,13 +171,13 @@ def dataset_validate(arguments: argparse.Namespace) -> None:
     examples = read_examples(arguments.file)
     tokenizer, origin = tokenizer_beside(arguments.file, examples)
     found = validate_examples(examples, tokenizer, arguments.max_length, arguments.samples)
-    print(
+    tell(
         f"{arguments.file}: {found.examples} examples, each with a user's and a model's turn; {found.checked} measured"
     )
-    print(
+    tell(
         f"tokens ({origin}): {found.shortest} to {found.longest}, mean {found.mean:.1f}, max_length {found.max_length}"
     )
-    print(f"trained on: {found.trained_tokens} of {found.tokens} tokens ({found.trained_tokens / found.tokens:.1%})")
+    tell(f"trained on: {found.trained_tokens} of {found.tokens} tokens ({found.trained_tokens / found.tokens:.1%})")
     if found.too_long:
         raise RetraceError(describe_too_long(found.too_long, found.checked, found.max_length))
 
@@ -189,13 +188,13 @@ def dataset_list(arguments: argparse.Namespace) -> None:
 
     manifests = [read_manifest(datasets(), key) for key in list_datasets(datasets())]
     if arguments.json:
-        print(json.dumps([{name: value for name, value in m.items() if name != "trace_ids"} for m in manifests]))
+        tell(json.dumps([{name: value for name, value in m.items() if name != "trace_ids"} for m in manifests]))
         return
     for manifest in manifests:
-        print(f"{manifest['dataset_key']:<28} {manifest['trace_count']:>9} traces  {manifest['created_at']}  "
+        tell(f"{manifest['dataset_key']:<28} {manifest['trace_count']:>9} traces  {manifest['created_at']}  "
               f"{manifest['content_sha256'][:16]}")  # fmt: skip
     if not manifests:
-        print(f"no dataset in {shown_path(datasets())}; build one: python -m lib dataset build --help")
+        tell(f"no dataset in {shown_path(datasets())}; build one: python -m lib dataset build --help")
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -205,9 +204,9 @@ def train(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
         for line in check_training(config, arguments.data, arguments.output):
-            print(line)
+            tell(line)
         return
-    result = train_on_file(config, arguments.data, arguments.output, lambda line: print(_metrics(line)))
+    result = train_on_file(config, arguments.data, arguments.output, lambda line: tell(_metrics(line)))
     say(f"{result.steps} steps, loss {result.loss:.4g}, {result.tokens_per_second:.0f} tokens/s, {result.seconds:.0f} s"
         + (f", resumed from step {result.resumed_from}" if result.resumed_from else ""))  # fmt: skip
     say(f"weights sha256 {result.weights_sha256}")
@@ -260,15 +259,15 @@ def runs_list(arguments: argparse.Namespace) -> None:
 
     found = list_runs()
     if arguments.json:
-        print(json.dumps(found))
+        tell(json.dumps(found))
         return
     for item in found:
-        print(f"{item['run']:<40} {item['status']:<12} {item['verdict']}")
+        tell(f"{item['run']:<40} {item['status']:<12} {item['verdict']}")
     if not found:
-        print("no run yet; start one: python -m lib run configs/quickstart.yaml")
+        tell("no run yet; start one: python -m lib run configs/quickstart.yaml")
     elif arguments.html:
         write_index(home() / "index.html", found)
-        print(f"As a page: {shown_path(home() / 'index.html')}")
+        tell(f"As a page: {shown_path(home() / 'index.html')}")
 
 
 def runs_verify(arguments: argparse.Namespace) -> None:
@@ -281,14 +280,14 @@ def runs_verify(arguments: argparse.Namespace) -> None:
     found = {folder.name: verify_run(folder) for folder in folders}
     shared = verify_home() if arguments.all else []
     if arguments.json:
-        print(json.dumps({"runs": found, "shared": shared}))
+        tell(json.dumps({"runs": found, "shared": shared}))
     else:
         for name, findings in found.items():
-            print(f"{name}: {'every artefact is as recorded' if not findings else f'{len(findings)} not as recorded'}")
+            tell(f"{name}: {'every artefact is as recorded' if not findings else f'{len(findings)} not as recorded'}")
             for finding in findings:
-                print(f"  {finding}")
+                tell(f"  {finding}")
         for finding in shared:
-            print(finding)
+            tell(finding)
     if shared or any(found.values()):
         raise SystemExit(1)
 
@@ -297,7 +296,7 @@ def runs_compare(arguments: argparse.Namespace) -> None:
     from lib.experiments.compare_runs import compare_runs
 
     for line in compare_runs(arguments.run, arguments.other):
-        print(line)
+        tell(line)
 
 
 def runs_reproduce(arguments: argparse.Namespace) -> None:
@@ -305,7 +304,7 @@ def runs_reproduce(arguments: argparse.Namespace) -> None:
 
     certificate, page = reproduce(arguments.run, arguments.prove, say)
     if arguments.json:
-        print(page.with_suffix(".json").read_text("utf-8"), end="")
+        tell(page.with_suffix(".json").read_text("utf-8"), end="")
     apart = [row for row in certificate.rows if not row.equal]
     for row in apart:
         say(f"differs: {row.what}{f' ({row.note})' if row.note else ''}")
@@ -323,7 +322,7 @@ def runs_show(arguments: argparse.Namespace) -> None:
 
     manifest = read_manifest(find_run(arguments.run))
     if arguments.json:
-        print(json.dumps(manifest, indent=1))
+        tell(json.dumps(manifest, indent=1))
         return
     evaluation = manifest["metrics"].get("evaluation") or {}
     for name, value in {
@@ -333,7 +332,7 @@ def runs_show(arguments: argparse.Namespace) -> None:
         "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in manifest["wall_s"].items()),
     }.items():  # fmt: skip
         if value:
-            print(f"{name:<15} {value}")
+            tell(f"{name:<15} {value}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -348,7 +347,7 @@ class Parser(argparse.ArgumentParser):
         known += [str(choice) for action in self._actions for choice in action.choices or ()]
         close = difflib.get_close_matches(wrong[1].split("=")[0], known, n=1) if wrong else []
         hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
-        print(f"error: {message}; {hint}", file=sys.stderr)
+        tell(f"error: {message}; {hint}", file=sys.stderr)
         raise SystemExit(2)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
@@ -556,9 +555,17 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def tell(text: object, **options: Any) -> None:
+    """Print, without a character that a terminal would obey, or that turns the direction of what follows."""
+    kept = (
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp") else "\ufffd" for c in str(text)
+    )
+    print("".join(kept), **options)
+
+
 def say(text: str) -> None:
     """Tell a person; standard output stays free for what a script reads."""
-    print(text, file=sys.stderr if not sys.stdout.isatty() and "--json" in sys.argv else sys.stdout)
+    tell(text, file=sys.stderr if not sys.stdout.isatty() and "--json" in sys.argv else sys.stdout)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -593,7 +600,7 @@ _NOT_THE_REQUEST = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EN
 
 
 def _fail(error: object, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    tell(f"error: {error}", file=sys.stderr)
     return status
 
 

@@ -604,7 +604,6 @@ def obeyed(text: str) -> list[str]:
     ],
     ids=" ".join,
 )
-@pytest.mark.xfail(strict=True, reason="lib/__main__.py prints ids, meta keys, names of folders and errors as they are")
 def test_f41_nothing_is_printed_that_a_terminal_obeys(words, home, capsys):
     obeys = {name: text for name, text in OTHER.items() if obeyed(text)}
     game = {"game": high_card_duel.NAME, "state": high_card_duel.state_of(high_card_duel.deal(0))}
