@@ -270,7 +270,7 @@ def _index_row(text: str) -> dict:
 
 def seen(text: str) -> str:
     """What is left of a text when blanks, line ends, colours and all that has no shape of its own are taken away."""
-    return letters(COLOUR.sub("", report.printable(text)).replace("␍", ""))
+    return letters(re.sub("[␍↵]", "", COLOUR.sub("", report.printable(text))))
 
 
 def assert_shown(page: str, texts: list[str]) -> None:
@@ -347,10 +347,8 @@ def test_f41_every_payload_acts_in_a_page_that_does_not_escape(tmp_path):
             MARKUP["script"]: "opened a dialog: '1'",
             MARKUP["image remote"]: f"asked for {hostile.URL}.png",
             MARKUP["meta refresh"]: f"the address became {hostile.URL}.html",
-            "<p>nothing</p>": None,
         }.items():
-            acts = opened.visit(control_page(tmp_path, body)).acts
-            assert act in acts if act else acts == []
+            assert act in opened.visit(control_page(tmp_path, body)).acts
     with pytest.raises(AssertionError, match="asked for"):
         assert_inert([control_page(tmp_path, MARKUP["image remote"])], policy=False)
     assert_inert([control_page(tmp_path, "<p>nothing</p>")], policy=False)
