@@ -23,7 +23,6 @@ from lib.evaluation.evalsets import EvalSet, load_eval_set
 from lib.evaluation.leaks import audit
 from lib.experiments.evidence import EVIDENCE, VERSION, results
 from lib.experiments.manifest import code_of, environment, save_code
-from lib.experiments.report import RunFacts, drawings, write_markdown, write_page
 from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_open, home, repository_root, write_json
 from lib.tasks import TASKS, group_keys
@@ -197,6 +196,9 @@ def metrics(run: Run) -> list[dict[str, float]]:
 
 def write_report(run: Run) -> Comparison:
     """`delta_report.md`, `comparison.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
+    # here, as matplotlib takes longer to come up than most of the stages before
+    from lib.experiments.report import RunFacts, drawings, write_markdown, write_page
+
     comparison = compare_models(run)  # which makes what is not there yet, the dataset too
     dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
     items = find_eval_set(run.config.evaluation.eval_set).items[: run.config.evaluation.limit]
