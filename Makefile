@@ -7,16 +7,17 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-faults lab lint benchmark clean
+.PHONY: help quickstart test test-faults test-parity lab lint benchmark clean
 
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
 	@echo "make test         every test, the notebooks among them"
 	@echo "make test-faults  every fault of docs/reliability.md in its full count (half an hour)"
+	@echo "make test-parity  our Gemma against the one of transformers and torch, which it installs into .venv-parity"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
-	@echo "make clean        remove .venv (runs/ stays)"
+	@echo "make clean        remove .venv and .venv-parity (runs/ stays)"
 
 quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
@@ -39,8 +40,11 @@ lab: $(READY)
 benchmark: $(READY)
 	@$(BIN)/python benchmarks/quickstart.py
 
+test-parity: $(READY) .venv-parity/ready
+	@RETRACE_PARITY_PYTHON=$(CURDIR)/.venv-parity/bin/python $(BIN)/python -m pytest -m parity -rP tests/model
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-parity
 
 $(READY): requirements.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
@@ -50,3 +54,9 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $(READY)
+
+.venv-parity/ready: requirements-parity.txt $(READY)
+	@echo "Installing torch and transformers into .venv-parity (once) …"
+	@$(PYTHON) -m venv --clear .venv-parity
+	@.venv-parity/bin/pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	@touch .venv-parity/ready

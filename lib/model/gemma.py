@@ -1,10 +1,18 @@
-"""The Gemma decoder, whole, in one file: RMSNorm, rotary grouped-query attention, GeGLU, tied embedding.
+"""The Gemma decoder, three generations in one file: RMSNorm, rotary grouped-query attention, GeGLU, tied embedding.
 
     tokens [B, T] → embedding × √D → L × (attention, feed-forward, each behind an RMSNorm) → RMSNorm → hidden
     logits [B, T, V] = hidden · embeddingᵀ
 
-Follows "Gemma: Open Models Based on Gemini Research and Technology" (arXiv 2403.08295). Axes: B batch, T query
-length, S key length, N heads, K key-value heads, G = N / K, H head dim, D embed, F hidden, V vocabulary.
+                   Gemma 1              Gemma 2                        Gemma 3 (text)
+    RMSNorm        before               before and after               before and after, and on queries and keys
+    layers         all global           local, global, local …          five local, one global, five local …
+    rotary base    10,000               10,000                         10,000 local, 1,000,000 global
+    soft caps      none                 50 on scores, 30 on logits     none
+
+Follows "Gemma: Open Models Based on Gemini Research and Technology" (arXiv 2403.08295), "Gemma 2: Improving Open
+Language Models at a Practical Size" (arXiv 2408.00118) and "Gemma 3 Technical Report" (arXiv 2503.19786). Axes:
+B batch, T query length, S key length, N heads, K key-value heads, G = N / K, H head dim, D embed, F hidden,
+V vocabulary.
 
     >>> config = PRESETS["tiny"]
     >>> model = Gemma(config, nnx.Rngs(0))
@@ -24,7 +32,7 @@ from flax import nnx
 
 @dataclass(frozen=True)
 class GemmaConfig:
-    """The shape of a Gemma model, in the terms of the paper's table 1."""
+    """The shape of a Gemma model, in the terms of table 1 of each paper; the defaults are those of Gemma 1."""
 
     vocab_size: int
     num_layers: int
@@ -33,14 +41,49 @@ class GemmaConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    # Attention scores are divided by the root of this; None: of head_dim. Another number in the 27B models.
+    query_pre_attn_scalar: float | None = None
+    # An RMSNorm on what attention and feed-forward give, too, before it is added to the stream.
+    post_norms: bool = False
+    # An RMSNorm over the H numbers of each query and key, before they are rotated.
+    qk_norm: bool = False
+    # Attention scores, and logits, stay within ± these: cap × tanh(score / cap).
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    # Every so many layers is a global one; a local one sees so many tokens, its own the last of them.
+    global_every: int = 1
+    sliding_window: int | None = None
+    # Rotary base of the global layers and of the local ones, and what the places are divided by in the global ones.
+    rope_base: float = 10_000.0
+    local_rope_base: float = 10_000.0
+    rope_scale: float = 1.0
 
+    def is_local(self, layer: int) -> bool:
+        return (layer + 1) % self.global_every != 0
+
+
+# What is the same in all sizes of a generation.
+GENERATIONS = {
+    1: {},
+    2: {"post_norms": True, "global_every": 2, "attention_cap": 50.0, "logit_cap": 30.0},
+    3: {"post_norms": True, "global_every": 6, "qk_norm": True, "rope_base": 1_000_000.0},
+}
 
 PRESETS = {
     # Trained from scratch in about a minute on two CPU cores, with the tokenizer of its own dataset.
     "tiny": GemmaConfig(768, num_layers=2, embed_dim=128, hidden_dim=512, num_heads=4, num_kv_heads=1, head_dim=32),
+    #                        V        L   D     F       N   K   H
+    "gemma-2b": GemmaConfig(256_000, 18, 2048, 16_384, 8, 1, 256),
+    "gemma-7b": GemmaConfig(256_000, 28, 3072, 24_576, 16, 16, 256),
+    "gemma2-2b": GemmaConfig(256_000, 26, 2304, 9_216, 8, 4, 256, sliding_window=4096, **GENERATIONS[2]),
+    "gemma2-9b": GemmaConfig(256_000, 42, 3584, 14_336, 16, 8, 256, sliding_window=4096, **GENERATIONS[2]),
+    "gemma3-270m": GemmaConfig(262_144, 18, 640, 2_048, 4, 1, 256, sliding_window=512, **GENERATIONS[3]),
+    "gemma3-1b": GemmaConfig(262_144, 26, 1152, 6_912, 4, 1, 256, sliding_window=512, **GENERATIONS[3]),
+    "gemma3-4b": GemmaConfig(
+        262_208, 34, 2560, 10_240, 8, 4, 256, sliding_window=1024, rope_scale=8.0, **GENERATIONS[3]
+    ),
 }
 
-ROPE_BASE = 10_000.0
 NORM_EPSILON = 1e-6
 MASKED = -2.0e38  # added to a score: exp() of it is exactly 0 in float32
 
@@ -50,6 +93,13 @@ class LayerCache(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
+
+
+class View(NamedTuple):
+    """Where a layer looks, the same for all local layers and for all global ones."""
+
+    rotation: jax.Array  # [B, T, H/2] angles
+    mask: jax.Array  # [B, T, S] bool
 
 
 class Gemma(nnx.Module):
@@ -69,18 +119,32 @@ class Gemma(nnx.Module):
         cache: list[LayerCache] | None = None,
         index: jax.Array | int = 0,
     ) -> tuple[jax.Array, list[LayerCache] | None]:
-        """Hidden states [B, T, D] and, where a cache came in, the cache with these tokens at `index` …."""
-        x = self.embedding[tokens] * jnp.sqrt(jnp.float32(self.config.embed_dim))  # [B, T, D]
-        rotation = rotary_angles(positions, self.config.head_dim)
-        new_cache = []
+        """Hidden states [B, T, D] and, where a cache came in, the cache with these tokens at `index` ….
+
+        Query t stands at place index + t of the keys; without a cache the index is 0.
+        """
+        # The root is rounded to the weights' dtype first: so it was in the training of the released weights.
+        x = self.embedding[tokens] * jnp.sqrt(jnp.float32(self.config.embed_dim)).astype(self.embedding.dtype)
+        views, new_cache = self._views(positions, mask, index), []
         for number, layer in enumerate(self.layers):
-            x, layer_cache = layer(x, rotation, mask, cache[number] if cache else None, index)
+            view = views[self.config.is_local(number)]
+            x, layer_cache = layer(x, view, cache[number] if cache else None, index)  # [B, T, D]
             new_cache.append(layer_cache)
         return self.final_norm(x), new_cache if cache else None
 
+    def _views(self, positions: jax.Array, mask: jax.Array, index: jax.Array | int) -> dict[bool, View]:
+        """By `is_local`: the view of the global layers, and of the local ones where there are any."""
+        config = self.config
+        views = {False: View(rotary_angles(positions, config.head_dim, config.rope_base, config.rope_scale), mask)}
+        if config.global_every > 1:
+            near = mask & window_mask(*mask.shape[1:], index, config.sliding_window)
+            views[True] = View(rotary_angles(positions, config.head_dim, config.local_rope_base), near)
+        return views
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores over the vocabulary, float32: [..., D] → [..., V]."""
-        return jnp.einsum("...D,VD->...V", hidden, self.embedding[...]).astype(jnp.float32)
+        scores = jnp.einsum("...D,VD->...V", hidden, self.embedding[...]).astype(jnp.float32)
+        return soft_cap(scores, self.config.logit_cap)
 
     def empty_cache(self, batch: int, length: int) -> list[LayerCache]:
         """Room for `length` tokens of `batch` texts."""
@@ -90,20 +154,27 @@ class Gemma(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and feed-forward, each added to the stream."""
+    """Attention and feed-forward, each behind a norm, and from Gemma 2 on before another, added to the stream."""
 
     def __init__(self, config: GemmaConfig, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config.embed_dim)
         self.attention = Attention(config, rngs)
+        self.attention_post_norm = RMSNorm(config.embed_dim) if config.post_norms else None
         self.feed_forward_norm = RMSNorm(config.embed_dim)
         self.feed_forward = FeedForward(config, rngs)
+        self.feed_forward_post_norm = RMSNorm(config.embed_dim) if config.post_norms else None
 
     def __call__(
-        self, x: jax.Array, rotation: jax.Array, mask: jax.Array, cache: LayerCache | None, index: jax.Array | int
+        self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int
     ) -> tuple[jax.Array, LayerCache | None]:
-        attended, cache = self.attention(self.attention_norm(x), rotation, mask, cache, index)
+        attended, cache = self.attention(self.attention_norm(x), view, cache, index)
+        if self.attention_post_norm is not None:
+            attended = self.attention_post_norm(attended)
         x = x + attended
-        return x + self.feed_forward(self.feed_forward_norm(x)), cache
+        fed = self.feed_forward(self.feed_forward_norm(x))
+        if self.feed_forward_post_norm is not None:
+            fed = self.feed_forward_post_norm(fed)
+        return x + fed, cache
 
 
 class Attention(nnx.Module):
@@ -111,26 +182,33 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GemmaConfig, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        self.scale = (config.query_pre_attn_scalar or H) ** -0.5
+        self.cap = config.attention_cap
         self.query = _weight(rngs, D, N, H, fan_in=D)
         self.key = _weight(rngs, D, K, H, fan_in=D)
         self.value = _weight(rngs, D, K, H, fan_in=D)
         self.output = _weight(rngs, N, H, D, fan_in=N * H)
+        self.query_norm = RMSNorm(H) if config.qk_norm else None
+        self.key_norm = RMSNorm(H) if config.qk_norm else None
 
     def __call__(
-        self, x: jax.Array, rotation: jax.Array, mask: jax.Array, cache: LayerCache | None, index: jax.Array | int
+        self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int
     ) -> tuple[jax.Array, LayerCache | None]:
-        queries = rotate(jnp.einsum("BTD,DNH->BTNH", x, self.query[...]), rotation)
-        keys = rotate(jnp.einsum("BSD,DKH->BSKH", x, self.key[...]), rotation)
+        queries = jnp.einsum("BTD,DNH->BTNH", x, self.query[...])
+        keys = jnp.einsum("BSD,DKH->BSKH", x, self.key[...])
         values = jnp.einsum("BSD,DKH->BSKH", x, self.value[...])
+        if self.query_norm is not None and self.key_norm is not None:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        queries, keys = rotate(queries, view.rotation), rotate(keys, view.rotation)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=1)
             values = jax.lax.dynamic_update_slice_in_dim(cache.values, values, index, axis=1)
             cache = LayerCache(keys, values)
         B, T, N, H = queries.shape
         K = keys.shape[2]
-        queries = queries.reshape(B, T, K, N // K, H) * H**-0.5
-        scores = jnp.einsum("BTKGH,BSKH->BKGTS", queries, keys).astype(jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
+        queries = queries.reshape(B, T, K, N // K, H) * self.scale
+        scores = soft_cap(jnp.einsum("BTKGH,BSKH->BKGTS", queries, keys).astype(jnp.float32), self.cap)
+        weights = jax.nn.softmax(jnp.where(view.mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
         mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(B, T, N, H)
         return jnp.einsum("BTNH,NHD->BTD", mixed, self.output[...]), cache
 
@@ -161,9 +239,18 @@ class RMSNorm(nnx.Module):
         return (normed * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int) -> jax.Array:
-    """Angle of each pair of dimensions at each position: [B, T] → [B, T, H/2] (arXiv 2104.09864)."""
-    frequency = ROPE_BASE ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Almost x where it is small, and never beyond ± cap (arXiv 2408.00118, section 2)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0, scale: float = 1.0) -> jax.Array:
+    """Angle of each pair of dimensions at each position: [B, T] → [B, T, H/2] (arXiv 2104.09864).
+
+    `scale` divides the positions, so that a context so many times as long has angles known from the shorter one
+    (arXiv 2306.15595).
+    """
+    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim) / scale
     return positions[..., None].astype(jnp.float32) * frequency
 
 
@@ -186,6 +273,16 @@ def causal_mask(valid: jax.Array) -> jax.Array:
     """Every token sees itself and the valid ones before it: [B, T] bool → [B, T, T] bool."""
     T = valid.shape[-1]
     return jnp.tril(jnp.ones((T, T), bool))[None] & valid[:, None, :]
+
+
+def window_mask(queries: int, keys: int, index: jax.Array | int, window: int) -> jax.Array:
+    """True where a key is no more than window - 1 places before the query at index + t: [T, S] bool.
+
+    3 queries, 5 keys, index 2, window 2        0 1 1 1 1        what comes after the query
+                                                0 0 1 1 1        is for the causal mask to cut
+                                                0 0 0 1 1
+    """
+    return jnp.arange(keys) > index + jnp.arange(queries)[:, None] - window
 
 
 def parameter_count(config: GemmaConfig) -> int:

@@ -6,7 +6,7 @@
 
 A checkpoint of ours stands alone: `weights/`, `tokenizer.json`, and `model.json` with the shape, the name of
 the base and the digest of the weights. Released weights are a Hugging Face folder (config.json, safetensors,
-tokenizer.json) of the first Gemma generation, named by its path or its hub name.
+tokenizer.json) of a Gemma 1, 2 or 3, named by its path or its hub name.
 """
 
 import json
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 
 from lib.data.tokenizer import Tokenizer, load_tokenizer
-from lib.errors import RequestError, RetraceError
+from lib.errors import RequestError
 from lib.files import is_sealed, sealed, sha256_file, write_json
 from lib.model.gemma import PRESETS, Gemma, GemmaConfig
 from lib.model.released import find_released, is_from_scratch
+from lib.model.released_config import read_config
+from lib.model.released_weights import read_weights
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 
 FORMAT_VERSION = "1.0"
@@ -61,7 +61,7 @@ def model_config(name: str, tokenizer: Tokenizer) -> GemmaConfig:
     """The shape of a model, without its weights; made from scratch, its vocabulary is the tokenizer's."""
     if is_from_scratch(name):
         return replace(PRESETS[name], vocab_size=tokenizer.vocab_size)
-    return _released_config(name, find_released(name))
+    return read_config(find_released(name))
 
 
 def save_model(folder: Path, model: Model, **facts: Any) -> str:
@@ -108,8 +108,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _released_model(name: str, folder: Path) -> Model:
-    config = _released_config(name, folder)
+def _released_model(name: str, folder: Path, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
+    config = read_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if tokenizer.vocab_size > config.vocab_size:
         raise RequestError(
@@ -117,93 +117,7 @@ def _released_model(name: str, folder: Path) -> Model:
             f"{folder} does not belong together"
         )
     graph, shapes = _abstract(config)
-    return Model(name, config, graph, _released_params(folder, config, shapes), tokenizer)
-
-
-def _released_config(name: str, folder: Path) -> GemmaConfig:
-    try:
-        found = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise RequestError(f"model {name}: {folder}/config.json is not readable ({error})") from None
-    if not isinstance(found, dict):
-        raise RequestError(f"model {name}: {folder}/config.json is not readable (expected an object)")
-    if found.get("model_type") != "gemma":
-        raise RequestError(
-            f"model {name}: model_type {found.get('model_type')!r} is not read yet, only 'gemma' (the first generation)"
-        )
-    fields = {
-        "vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "embed_dim": "hidden_size",
-        "hidden_dim": "intermediate_size", "num_heads": "num_attention_heads",
-        "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim",
-    }  # fmt: skip
-    if missing := [theirs for theirs in fields.values() if not isinstance(found.get(theirs), int)]:
-        raise RequestError(f"model {name}: {folder}/config.json: expected a whole number as {missing[0]}")
-    return GemmaConfig(**{ours: found[theirs] for ours, theirs in fields.items()})
-
-
-def _released_params(folder: Path, config: GemmaConfig, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Every tensor of the safetensors files in its place, as float32; none missing, none left over."""
-    tensors = _tensor_files(folder)
-    D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-    used: set[str] = set()
-
-    def take(name: str, shape: tuple[int, ...], transpose: bool = False) -> jax.Array:
-        """A linear layer is stored [out, in] there and [in, out…] here."""
-        if name not in tensors:
-            raise RequestError(f"{folder}: no tensor {name} in its safetensors files")
-        used.add(name)
-        with safe_open(tensors[name], framework="flax") as file:
-            array = np.asarray(file.get_tensor(name).astype(jnp.float32))
-        array = array.T if transpose else array
-        one_side_fits = array.shape[:1] == shape[:1] or array.shape[-1:] == shape[-1:]
-        if array.size != np.prod(shape) or not one_side_fits:
-            raise RequestError(f"{folder}: tensor {name} has shape {array.shape}, expected to fill {shape}")
-        return jnp.asarray(array.reshape(shape))
-
-    def layer(index: int) -> dict[str, Any]:
-        own = f"model.layers.{index}."
-        attention, mlp = f"{own}self_attn.", f"{own}mlp."
-        return {
-            "attention_norm": {"scale": take(f"{own}input_layernorm.weight", (D,))},
-            "attention": {
-                "query": take(f"{attention}q_proj.weight", (D, N, H), transpose=True),
-                "key": take(f"{attention}k_proj.weight", (D, K, H), transpose=True),
-                "value": take(f"{attention}v_proj.weight", (D, K, H), transpose=True),
-                "output": take(f"{attention}o_proj.weight", (N, H, D), transpose=True),
-            },
-            "feed_forward_norm": {"scale": take(f"{own}post_attention_layernorm.weight", (D,))},
-            "feed_forward": {
-                "gate": take(f"{mlp}gate_proj.weight", (D, config.hidden_dim), transpose=True),
-                "up": take(f"{mlp}up_proj.weight", (D, config.hidden_dim), transpose=True),
-                "down": take(f"{mlp}down_proj.weight", (config.hidden_dim, D), transpose=True),
-            },
-        }
-
-    params = {
-        "embedding": take("model.embed_tokens.weight", (config.vocab_size, D)),
-        "final_norm": {"scale": take("model.norm.weight", (D,))},
-        "layers": {index: layer(index) for index in range(config.num_layers)},
-    }
-    if left := sorted(tensors.keys() - used - {"lm_head.weight"}):  # the head is the embedding, stored twice by some
-        raise RequestError(f"{folder}: {len(left)} tensors have no place in the model, the first {left[0]}")
-    if jax.tree.structure(params) != jax.tree.structure(shapes):
-        raise RetraceError(f"{folder}: the loaded weights do not have the structure of the model")
-    return params
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name → the safetensors file that holds it."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise RequestError(f"{folder}: no .safetensors file; other formats are not read")
-    found: dict[str, Path] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="flax") as file:
-                found |= dict.fromkeys(file.keys(), path)
-        except (SafetensorError, OSError) as error:
-            raise RequestError(f"{path}: not readable as safetensors ({error})") from None
-    return found
+    return Model(name, config, graph, read_weights(folder, config, shapes, dtype), tokenizer)
 
 
 def _abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:

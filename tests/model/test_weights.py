@@ -5,11 +5,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.flax import save_file
 
 from lib.errors import RequestError
 from lib.files import sealed
@@ -151,109 +149,7 @@ def test_a_model_from_scratch_is_a_function_of_its_seed(dataset):
     assert first.params["embedding"].shape == (first.tokenizer.vocab_size, 128)
 
 
-# ---- released weights ---------------------------------------------------------------------------------------
-
-
-def tensors(model: Model) -> dict[str, jax.Array]:
-    """The weights under the names and in the layout of Hugging Face's GemmaForCausalLM: linear layers are [out, in]."""
-    config, found = model.config, {"model.embed_tokens.weight": model.params["embedding"]}
-    found["model.norm.weight"] = model.params["final_norm"]["scale"]
-    for number, layer in model.params["layers"].items():
-        own, attention, mlp = f"model.layers.{number}.", layer["attention"], layer["feed_forward"]
-        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
-            found[f"{own}self_attn.{theirs}_proj.weight"] = attention[ours].reshape(config.embed_dim, -1).T
-        found[f"{own}self_attn.o_proj.weight"] = attention["output"].reshape(-1, config.embed_dim).T
-        for name in ("gate", "up", "down"):
-            found[f"{own}mlp.{name}_proj.weight"] = mlp[name].T
-        found[f"{own}input_layernorm.weight"] = layer["attention_norm"]["scale"]
-        found[f"{own}post_attention_layernorm.weight"] = layer["feed_forward_norm"]["scale"]
-    return {name: jnp.array(tensor) for name, tensor in found.items()}
-
-
-def released(folder: Path, model: Model, *shards: dict[str, jax.Array], **about) -> Path:
-    """A folder as `hf download` leaves it."""
-    folder.mkdir(exist_ok=True)
-    config = {
-        "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "vocab_size": model.config.vocab_size,
-        "num_hidden_layers": model.config.num_layers, "hidden_size": model.config.embed_dim,
-        "intermediate_size": model.config.hidden_dim, "num_attention_heads": model.config.num_heads,
-        "num_key_value_heads": model.config.num_kv_heads, "head_dim": model.config.head_dim,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config | about))
-    for number, shard in enumerate(shards or [tensors(model)], 1):
-        save_file(shard, folder / f"model-{number}.safetensors")
-    model.tokenizer.save(folder / "tokenizer.json")
-    return folder
-
-
-def loaded(folder: Path) -> Model:
-    return base_model(str(folder), seed=0, tokenizer_file=Path("none"))
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(RequestError) as caught:
-        loaded(folder)
-    return str(caught.value)
-
-
-def test_a_released_folder_loads_as_the_model_it_was_written_from(two_layer_model: Model, tmp_path: Path):
-    found = loaded(released(tmp_path / "gemma", two_layer_model))
-    assert found.weights_sha256 == two_layer_model.weights_sha256
-    assert (found.config, found.graph) == (two_layer_model.config, two_layer_model.graph)
-    assert found.tokenizer.to_json() == two_layer_model.tokenizer.to_json()
-
-
-def test_shards_half_precision_and_a_stored_head_make_no_difference(two_layer_model: Model, tmp_path: Path):
-    whole = {name: tensor.astype(jnp.bfloat16) for name, tensor in tensors(two_layer_model).items()}
-    head = {"lm_head.weight": jnp.array(whole["model.embed_tokens.weight"])}
-    names = sorted(whole)
-    first, second = ({name: whole[name] for name in part} for part in (names[:5], names[5:]))
-    found = loaded(released(tmp_path / "gemma", two_layer_model, first, second | head))
-    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), two_layer_model.params)
-    assert tree_digest(found.params) == tree_digest(rounded)
-
-
-def test_a_missing_and_a_left_over_tensor_are_named(two_layer_model: Model, tmp_path: Path):
-    whole = tensors(two_layer_model)
-    missing = {name: tensor for name, tensor in whole.items() if name != "model.layers.1.mlp.up_proj.weight"}
-    folder = released(tmp_path / "gemma", two_layer_model, missing)
-    assert refusal(folder) == f"{folder}: no tensor model.layers.1.mlp.up_proj.weight in its safetensors files"
-    folder = released(
-        tmp_path / "gemma", two_layer_model, whole | {"model.layers.2.mlp.up_proj.weight": jnp.zeros((2, 2))}
-    )
-    assert (
-        refusal(folder)
-        == f"{folder}: 1 tensors have no place in the model, the first model.layers.2.mlp.up_proj.weight"
-    )
-
-
-def test_a_tensor_of_another_shape_is_named(two_layer_model: Model, tmp_path: Path):
-    narrow = tensors(two_layer_model) | {"model.norm.weight": jnp.zeros(15)}
-    assert "tensor model.norm.weight has shape (15,), expected to fill (16,)" in refusal(
-        released(tmp_path / "gemma", two_layer_model, narrow)
-    )
-
-
-def test_a_tensor_whose_sides_are_swapped_is_refused(two_layer_model: Model, tmp_path: Path):
-    swapped = tensors(two_layer_model)
-    swapped["model.layers.0.mlp.up_proj.weight"] = jnp.array(swapped["model.layers.0.mlp.up_proj.weight"].T)
-    assert "tensor model.layers.0.mlp.up_proj.weight has shape" in refusal(
-        released(tmp_path / "gemma", two_layer_model, swapped)
-    )
-
-
-def test_another_generation_and_damaged_files_are_refused(two_layer_model: Model, tmp_path: Path):
-    assert "model_type 'gemma2' is not read yet" in refusal(
-        released(tmp_path / "a", two_layer_model, model_type="gemma2")
-    )
-    folder = released(tmp_path / "b", two_layer_model)
-    (folder / "model-1.safetensors").write_bytes(b"\xff" * 50)
-    assert "model-1.safetensors: not readable as safetensors" in refusal(folder)
-    (folder / "model-1.safetensors").unlink()
-    assert "no .safetensors file" in refusal(folder)
-    for content in ("{", "[]", '{"model_type": "gemma"}'):
-        (folder / "config.json").write_text(content)
-        assert "config.json" in refusal(folder)
+# ---- names ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["google/gemma-2b-it", "no-such-model", "a/b/c", "../x", "~nobody/x", "x" * 300])
