@@ -3,6 +3,10 @@
 A batch of A × B rows is A micro-batches; losses and gradients are summed over them and divided once by the
 number of trained tokens, so that ragged rows weigh as they would in one large batch.
 
+The logits of a large vocabulary are the memory peak of training, not the weights: 4 × 512 tokens over Gemma's 262,144
+words are 2 GB, and their gradient as much again. So they are made a chunk of tokens at a time, and made again where the
+gradient needs them; a batch whose logits are few is done at once.
+
 The step is a jitted function of plain nested dicts (the split state of the model) whose buffers are donated:
 `nnx.jit` on the module itself spends tens of milliseconds a call on walking the module in Python.
 """
@@ -38,16 +42,39 @@ class StepMetrics(NamedTuple):
     tokens: jax.Array
 
 
+CHUNK_LOGITS = 1 << 25  # numbers, 128 MiB in float32: more than these are never there at once
+
+
 def sum_loss(graph: nnx.GraphDef) -> Loss:
     """(params, batch) → (cross-entropy summed over trained tokens, in nats; number of trained tokens)."""
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         model: Gemma = nnx.merge(graph, params)
         hidden, _ = model(batch.tokens, positions(batch.valid), causal_mask(batch.valid))
-        losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), batch.targets)  # [B, T]
+        losses = token_losses(model, hidden, batch.targets)  # [B, T]
         return jnp.sum(losses, where=batch.loss_mask), jnp.sum(batch.loss_mask)
 
     return loss
+
+
+def token_losses(model: Gemma, hidden: jax.Array, targets: jax.Array, most: int = CHUNK_LOGITS) -> jax.Array:
+    """Cross-entropy of each token in nats, float32: hidden [B, T, D], targets [B, T] → [B, T].
+
+    No more than `most` logits are there at once, but for one token's.
+    """
+
+    def losses(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(model.logits(chunk[0]), chunk[1])
+
+    (B, T, D), V = hidden.shape, model.config.vocab_size
+    size = max(1, most // V)  # tokens a chunk
+    if B * T <= size:
+        return losses((hidden, targets))
+    count = -(-B * T // size)
+    padded = jnp.pad(hidden.reshape(B * T, D), ((0, count * size - B * T), (0, 0)))
+    wanted = jnp.pad(targets.reshape(B * T), (0, count * size - B * T))
+    chunks = padded.reshape(count, size, D), wanted.reshape(count, size)
+    return jax.lax.map(jax.checkpoint(losses), chunks).reshape(-1)[: B * T].reshape(B, T)
 
 
 def make_train_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:

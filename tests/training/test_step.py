@@ -1,6 +1,7 @@
 """One optimizer step: the loss is its formula, micro-batches weigh by tokens, and nothing unmasked counts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from lib.data.renderer import EncodedExample
 from lib.model.gemma import causal_mask, positions
 from lib.model.weights import Model
 from lib.training.loop import ADAM_B2, make_optimizer
-from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss
+from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss, token_losses
 
 T = 16
 RAGGED = [(16, 3), (9, 8), (5, 1), (12, 6)]  # tokens, and how many of them are trained on
@@ -168,3 +169,45 @@ def test_the_first_step_of_adam_is_as_long_as_the_learning_rate():
     config = TrainingConfig(num_steps=10, learning_rate=0.1, weight_decay=0.0)
     updates = updated(config, {"matrix": jnp.array([[0.3, -0.4]]), "scale": jnp.array([0.5])})
     np.testing.assert_allclose(updates["matrix"], [[-0.1, 0.1]], rtol=1e-4)
+
+
+# ---- the loss in chunks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 63])
+def test_the_loss_in_chunks_and_its_gradient_equal_the_loss_at_once(tokens, small_model, batch):
+    """However many tokens a chunk has, also where the last one is not full."""
+
+    def mean(params: dict, most: int) -> jax.Array:
+        model = nnx.merge(small_model.graph, params)
+        hidden, _ = model(batch.tokens, positions(batch.valid), causal_mask(batch.valid))
+        return jnp.mean(token_losses(model, hidden, batch.targets, most), where=batch.loss_mask)
+
+    V = small_model.config.vocab_size
+    naive, whole = jax.value_and_grad(mean)(small_model.params, batch.tokens.size * V)
+    chunked, parts = jax.value_and_grad(mean)(small_model.params, tokens * V)
+    assert float(chunked) == pytest.approx(float(naive), rel=1e-6)
+    assert_close(parts, whole, 1e-5)
+
+
+def test_the_logits_of_a_large_vocabulary_are_never_there_at_once(small_model):
+    """What the compiler sets aside: the naive loss holds all logits and their gradient, the chunked one does not."""
+    V, B, T, D = 50_000, 2, 64, 16
+
+    def bytes_of(most: int) -> int:
+        class Head:
+            config = replace(small_model.config, vocab_size=V)
+
+            def __init__(self, embedding: jax.Array):
+                self.embedding = embedding
+
+            def logits(self, hidden: jax.Array) -> jax.Array:
+                return jnp.einsum("...D,VD->...V", hidden, self.embedding)
+
+        def mean(embedding: jax.Array, hidden: jax.Array) -> jax.Array:
+            return token_losses(Head(embedding), hidden, jnp.zeros((B, T), jnp.int32), most).mean()
+
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((V, D), (B, T, D))]
+        return jax.jit(jax.grad(mean, argnums=(0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(B * T * V) > 4 * B * T * V > 4 * bytes_of(4 * V)
