@@ -28,16 +28,24 @@ MAX_BYTES = 1 << 15  # a configuration has some thousand; PyYAML reads this much
 
 
 def bounded(
-    default: Any = dataclasses.MISSING, *, low: float = -math.inf, high: float = math.inf, of: tuple = ()
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    of: tuple = (),
+    make: Any = dataclasses.MISSING,
 ) -> Any:
-    """A dataclass field whose value is checked: between `low` and `high`, or one of `of`."""
-    return field(default=default, metadata={"low": low, "high": high, "of": of})
+    """A dataclass field whose value is checked: between `low` and `high`, or one or (of a list) some of `of`."""
+    return field(default=default, default_factory=make, metadata={"low": low, "high": high, "of": of})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     # "tiny" (from scratch, on a CPU), or a released Gemma by its hub name or folder.
     name: str = "tiny"
+    # What is computed in; softmax, norms and loss are float32 in either. With bfloat16, weights that are trained
+    # are float32 still, and those that are not (LoRA's base) bfloat16.
+    dtype: str = bounded("float32", of=("float32", "bfloat16"))
     # Longest conversation in tokens, prompt and answer together; a longer one is refused, never cut.
     max_length: int = bounded(512, low=8, high=1_000_000)
 
@@ -65,6 +73,19 @@ class DatasetConfig:
     seed: int | None = bounded(None, low=0)
 
 
+PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    # Of the two matrices beside each projection.
+    rank: int = bounded(8, low=1, high=1024)
+    # What they add is multiplied by alpha / rank.
+    alpha: float = bounded(16.0, low=0.0)
+    # Which projections: of the attention query, key, value, output; of the feed-forward gate, up, down.
+    projections: list[str] = bounded(of=PROJECTIONS, make=lambda: list(PROJECTIONS[:4]))
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     # Optimizer updates.
@@ -75,9 +96,15 @@ class TrainingConfig:
     # Examples on a device at once; × grad_accum_steps = examples an update.
     per_device_batch_size: int = bounded(2, low=1)
     grad_accum_steps: int = bounded(1, low=1)
+    # adamw, or adafactor, which keeps hardly any state beside the weights.
+    optimizer: str = bounded("adamw", of=("adamw", "adafactor"))
     weight_decay: float = bounded(0.01, low=0.0)
     # Gradients are scaled down to this global norm.
     max_grad_norm: float = bounded(1.0, low=0.0)
+    # Compute each layer twice, the second time for the gradient, so that its activations need not be kept.
+    remat: bool = False
+    # Train adapters beside the frozen weights; null: train all weights.
+    lora: LoraConfig | None = None
     # Of the initial weights (where the model starts from scratch) and of the order of the examples.
     seed: int = bounded(42, low=0)
     # A line of metrics every so many steps; held-out loss and checkpoint likewise.
@@ -235,9 +262,9 @@ def _build(kind: type, tree: Any, where: str, prefix: str) -> Any:
 
 def _value(hint: Any, value: Any, bounds: Any, where: str, key: str) -> Any:
     """The value as its field's type wants it; a whole number serves for a float, nothing else is turned."""
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, f"{key}.")
     kinds = get_args(hint) if get_origin(hint) is types.UnionType else (get_origin(hint) or hint,)
+    if dataclasses.is_dataclass(kinds[0]) and not (value is None and types.NoneType in kinds):
+        return _build(kinds[0], value, where, f"{key}.")
     if float in kinds and type(value) is int:
         value = float(value)
     if type(value) not in kinds:
@@ -251,7 +278,9 @@ def _value(hint: Any, value: Any, bounds: Any, where: str, key: str) -> Any:
 
 
 def _check_bounds(value: Any, bounds: Any, where: str, key: str) -> None:
-    if bounds["of"] and value not in bounds["of"]:
+    if isinstance(value, list):
+        _check_some(value, bounds, where, key)
+    elif bounds["of"] and value not in bounds["of"]:
         choices = ", ".join(repr(choice) for choice in bounds["of"])
         raise RequestError(f"{where}: {key}: expected one of {choices}, got {_shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -260,6 +289,12 @@ def _check_bounds(value: Any, bounds: Any, where: str, key: str) -> None:
         low, high = f"{bounds['low']:g}", f"{min(bounds['high'], 2**63 - 1):g}"
         limits = f"at least {low}" if value < bounds["low"] and bounds["high"] == math.inf else f"{low} to {high}"
         raise RequestError(f"{where}: {key}: expected {limits}, got {_shown(value)}")
+
+
+def _check_some(values: list, bounds: Any, where: str, key: str) -> None:
+    if not values or len(set(map(str, values))) < len(values) or any(value not in bounds["of"] for value in values):
+        choices = ", ".join(repr(choice) for choice in bounds["of"])
+        raise RequestError(f"{where}: {key}: expected some of {choices}, each once, got {_shown(values)}")
 
 
 def _check_filters(filters: dict, where: str, key: str) -> None:

@@ -56,5 +56,9 @@ def make_batch(examples: list[EncodedExample], length: int, pad_id: int = 0) -> 
 
 def batch_length(examples: list[EncodedExample], multiple: int = 8) -> int:
     """Room that the longest example needs, rounded up, so that one compiled step serves all."""
-    longest = max(len(example.tokens) for example in examples) - 1
-    return -(-longest // multiple) * multiple
+    return padded_length(max(len(example.tokens) for example in examples), multiple)
+
+
+def padded_length(tokens: int, multiple: int = 8) -> int:
+    """Room for an example of so many tokens, the last of which is only a target."""
+    return -(-(tokens - 1) // multiple) * multiple

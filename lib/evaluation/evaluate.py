@@ -19,6 +19,7 @@ from lib.errors import RetraceError
 from lib.evaluation.evalsets import EvalItem, EvalSet
 from lib.evaluation.scoring import reasoning_steps, score
 from lib.files import atomic_write
+from lib.model.gemma import in_dtype
 from lib.model.sampler import Completion, generate
 from lib.model.weights import Model
 from lib.progress import progress
@@ -64,8 +65,9 @@ def _complete(
     try:
         with progress(len(items), "answering", "items") as bar:
             return generate(
-                model.graph, model.params, prompts, (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id),
-                max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, on_done=bar.update,
+                model.graph, in_dtype(model.params, model.dtype), prompts,
+                (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id), config.max_new_tokens, config.batch_size,
+                on_done=bar.update,
             )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

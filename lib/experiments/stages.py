@@ -120,9 +120,9 @@ def train_model(run: Run, on_metrics: Callable[[dict], None] = lambda line: None
 
 def model_before(config: Config) -> Any:
     """The base model of the configuration. Raises RequestError where its weights, or its dataset, are missing."""
-    from lib.model.weights import base_model
+    from lib.model.weights import configured_base
 
-    return base_model(config.model.name, config.training.seed, tokenizer_file(config))
+    return configured_base(config, tokenizer_file(config))
 
 
 def tokenizer_file(config: Config) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
+from lib.data.batches import padded_length
 from lib.data.dataset import dataset_tokenizer, is_held_out
 from lib.data.export import read_examples
 from lib.data.renderer import Example, question_of
@@ -36,8 +37,9 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
 
     Raises RequestError for what is wrong with the request, RetraceError where training fails.
     """
+    from lib.model.released import find_released, is_from_scratch
     from lib.model.storage import DamagedError
-    from lib.model.weights import base_model, find_released, is_from_scratch
+    from lib.model.weights import configured_base
     from lib.training.loop import finished, train
 
     examples = read_examples(data, config.recipe, config.system_instruction)
@@ -52,7 +54,7 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
             if tokenizer_file.is_file() and tokenizer_file.read_bytes() != tokenizer.to_json().encode():
                 raise RequestError(f"{output}: holds a training run on other data; give another output folder")
             tokenizer.save(tokenizer_file)
-        model = base_model(config.model.name, config.training.seed, tokenizer_file)
+        model = configured_base(config, tokenizer_file)
         with suppress(DamagedError):
             if finished(output):
                 return train(model, examples, config, output)  # compares the inputs, and changes nothing
@@ -93,9 +95,10 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
 
     Raises RequestError where training would be refused.
     """
-    from lib.model.gemma import parameter_count
-    from lib.model.weights import find_released, is_from_scratch, model_config
+    from lib.model.released import find_released, is_from_scratch
+    from lib.model.weights import model_config
     from lib.training.fingerprint import fingerprint
+    from lib.training.plan import check_plan, compiled_step, shapes_of
 
     if (output / "checkpoints").exists() or (output / "checkpoint-final").exists():
         raise RequestError(f"{output}: holds a run already; give another --output")
@@ -124,9 +127,10 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
             f"tokens: {found.shortest} to {found.longest} an example, "
             f"{found.trained_tokens} of {found.tokens} trained on"
         )
-        lines.append(
-            f"model: {config.model.name}, {parameter_count(model_config(config.model.name, tokenizer)):,} parameters"
-        )
+        shape, length = model_config(config.model.name, tokenizer), padded_length(found.longest)
+        _, planned = compiled_step(config, shapes_of(shape, config), length)
+        check_plan(planned, shape, config, length)
+        lines.append(f"model: {config.model.name}, {planned}")
     attempt = {"started_at": utc_now(), **save_code(output)}
     _write_manifest(config, data, output, attempt, fingerprint(), "dry_run")
     return lines

@@ -118,17 +118,20 @@ class Gemma(nnx.Module):
         mask: jax.Array,  # [B, T, S] bool: True where a query may look at a key
         cache: list[LayerCache] | None = None,
         index: jax.Array | int = 0,
+        remat: bool = False,
     ) -> tuple[jax.Array, list[LayerCache] | None]:
         """Hidden states [B, T, D] and, where a cache came in, the cache with these tokens at `index` ….
 
-        Query t stands at place index + t of the keys; without a cache the index is 0.
+        Query t stands at place index + t of the keys; without a cache the index is 0. With `remat`, all that a
+        gradient keeps of a layer is what went in (arXiv 1604.06174); the rest is computed again.
         """
         # The root is rounded to the weights' dtype first: so it was in the training of the released weights.
         x = self.embedding[tokens] * jnp.sqrt(jnp.float32(self.config.embed_dim)).astype(self.embedding.dtype)
         views, new_cache = self._views(positions, mask, index), []
         for number, layer in enumerate(self.layers):
             view = views[self.config.is_local(number)]
-            x, layer_cache = layer(x, view, cache[number] if cache else None, index)  # [B, T, D]
+            run = jax.checkpoint(layer) if remat else layer
+            x, layer_cache = run(x, view, cache[number] if cache else None, index)  # [B, T, D]
             new_cache.append(layer_cache)
         return self.final_norm(x), new_cache if cache else None
 
@@ -178,7 +181,10 @@ class Layer(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions; softmax in float32, as its sums lose bits in bfloat16."""
+    """Grouped-query attention with rotary positions; softmax in float32, as its sums lose bits in bfloat16.
+
+    `adapters`, here and below, are what LoRA puts beside the projections, by their names (lora.py); usually none.
+    """
 
     def __init__(self, config: GemmaConfig, rngs: nnx.Rngs):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
@@ -190,13 +196,14 @@ class Attention(nnx.Module):
         self.output = _weight(rngs, N, H, D, fan_in=N * H)
         self.query_norm = RMSNorm(H) if config.qk_norm else None
         self.key_norm = RMSNorm(H) if config.qk_norm else None
+        self.adapters = nnx.Dict()
 
     def __call__(
         self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int
     ) -> tuple[jax.Array, LayerCache | None]:
-        queries = jnp.einsum("BTD,DNH->BTNH", x, self.query[...])
-        keys = jnp.einsum("BSD,DKH->BSKH", x, self.key[...])
-        values = jnp.einsum("BSD,DKH->BSKH", x, self.value[...])
+        queries = _project(self, "query", "BTD,DNH->BTNH", x)
+        keys = _project(self, "key", "BSD,DKH->BSKH", x)
+        values = _project(self, "value", "BSD,DKH->BSKH", x)
         if self.query_norm is not None and self.key_norm is not None:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         queries, keys = rotate(queries, view.rotation), rotate(keys, view.rotation)
@@ -210,7 +217,7 @@ class Attention(nnx.Module):
         scores = soft_cap(jnp.einsum("BTKGH,BSKH->BKGTS", queries, keys).astype(jnp.float32), self.cap)
         weights = jax.nn.softmax(jnp.where(view.mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
         mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(B, T, N, H)
-        return jnp.einsum("BTNH,NHD->BTD", mixed, self.output[...]), cache
+        return _project(self, "output", "BTNH,NHD->BTD", mixed), cache
 
 
 class FeedForward(nnx.Module):
@@ -221,10 +228,11 @@ class FeedForward(nnx.Module):
         self.gate = _weight(rngs, D, F, fan_in=D)
         self.up = _weight(rngs, D, F, fan_in=D)
         self.down = _weight(rngs, F, D, fan_in=F)
+        self.adapters = nnx.Dict()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gated = jax.nn.gelu(jnp.einsum("BTD,DF->BTF", x, self.gate[...]), approximate=True)
-        return jnp.einsum("BTF,FD->BTD", gated * jnp.einsum("BTD,DF->BTF", x, self.up[...]), self.down[...])
+        gated = jax.nn.gelu(_project(self, "gate", "BTD,DF->BTF", x), approximate=True)
+        return _project(self, "down", "BTF,FD->BTD", gated * _project(self, "up", "BTD,DF->BTF", x))
 
 
 class RMSNorm(nnx.Module):
@@ -285,10 +293,21 @@ def window_mask(queries: int, keys: int, index: jax.Array | int, window: int) ->
     return jnp.arange(keys) > index + jnp.arange(queries)[:, None] - window
 
 
+def in_dtype(params: dict, dtype: str) -> dict:
+    """The weights as they are computed with: every matrix in `dtype`; the norms' scales, which are few, as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
+
+
 def parameter_count(config: GemmaConfig) -> int:
     """Number of weights of a model of this shape, without making one."""
     model = nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _project(block: Attention | FeedForward, name: str, equation: str, x: jax.Array) -> jax.Array:
+    """x times the block's weight of that name, and what its adapter adds, where it has one."""
+    projected = jnp.einsum(equation, x, getattr(block, name)[...])
+    return projected + block.adapters[name](x) if name in block.adapters else projected
 
 
 def _weight(rngs: nnx.Rngs, *shape: int, fan_in: int) -> nnx.Param:

@@ -5,8 +5,9 @@
     load_model(run / "checkpoint-final")                                 # what training wrote
 
 A checkpoint of ours stands alone: `weights/`, `tokenizer.json`, and `model.json` with the shape, the name of
-the base and the digest of the weights. Released weights are a Hugging Face folder (config.json, safetensors,
-tokenizer.json) of a Gemma 1, 2 or 3, named by its path or its hub name.
+the base and the digest of the weights. One of LoRA holds the adapters alone, and is read with the base it names.
+Released weights are a Hugging Face folder (config.json, safetensors, tokenizer.json) of a Gemma 1, 2 or 3, named by
+its path or its hub name.
 """
 
 import json
@@ -18,10 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lib.config import Config, LoraConfig
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.errors import RequestError
 from lib.files import is_sealed, sealed, sha256_file, write_json
-from lib.model.gemma import PRESETS, Gemma, GemmaConfig
+from lib.model.gemma import PRESETS, Gemma, GemmaConfig, in_dtype
+from lib.model.lora import join, split, with_adapters
 from lib.model.released import find_released, is_from_scratch
 from lib.model.released_config import read_config
 from lib.model.released_weights import read_weights
@@ -31,21 +34,26 @@ FORMAT_VERSION = "1.0"
 
 
 class Model(NamedTuple):
-    """A model ready to use: its graph and weights (as `nnx.split` gives them, weights as a plain dict)."""
+    """A model ready to use: its graph and weights (as `nnx.split` gives them, weights as a plain dict).
+
+    `dtype` is what is computed in, whatever the weights are kept in; `lora` describes the adapters among them.
+    """
 
     name: str
     config: GemmaConfig
     graph: nnx.GraphDef
     params: dict[str, Any]
     tokenizer: Tokenizer
+    dtype: str = "float32"
+    lora: LoraConfig | None = None
 
     @property
     def weights_sha256(self) -> str:
         return tree_digest(self.params)
 
 
-def base_model(name: str, seed: int, tokenizer_file: Path) -> Model:
-    """The model before training. `seed` and `tokenizer_file` serve the ones made from scratch.
+def base_model(name: str, seed: int, tokenizer_file: Path, dtype: str = "float32") -> Model:
+    """The model before training, its weights in `dtype`. `seed` and `tokenizer_file` serve the ones made from scratch.
 
     Raises RequestError where a released model is not on this machine.
     """
@@ -53,8 +61,21 @@ def base_model(name: str, seed: int, tokenizer_file: Path) -> Model:
         tokenizer = load_tokenizer(tokenizer_file)
         config = model_config(name, tokenizer)
         graph, state = nnx.split(Gemma(config, nnx.Rngs(seed)))
-        return Model(name, config, graph, nnx.to_pure_dict(state), tokenizer)
-    return _released_model(name, find_released(name))
+        return Model(name, config, graph, in_dtype(nnx.to_pure_dict(state), dtype), tokenizer)
+    return _released_model(name, find_released(name), dtype)
+
+
+def configured_base(config: Config, tokenizer_file: Path) -> Model:
+    """`base_model` as the configuration trains and evaluates it: weights that will be trained are float32."""
+    kept = config.model.dtype if config.training.lora else "float32"
+    base = base_model(config.model.name, config.training.seed, tokenizer_file, kept)
+    return base._replace(dtype=config.model.dtype)
+
+
+def with_lora(base: Model, lora: LoraConfig, seed: int) -> Model:
+    """The base with adapters that change nothing yet; its own weights are shared, not copied."""
+    graph, params = with_adapters(base.graph, base.params, lora, seed)
+    return base._replace(graph=graph, params=params, lora=lora)
 
 
 def model_config(name: str, tokenizer: Tokenizer) -> GemmaConfig:
@@ -65,16 +86,23 @@ def model_config(name: str, tokenizer: Tokenizer) -> GemmaConfig:
 
 
 def save_model(folder: Path, model: Model, **facts: Any) -> str:
-    """Write a checkpoint that stands alone, `model.json` last; `facts` are kept in it. Returns the weights' digest."""
-    digest = save_tree(folder / "weights", model.params)
+    """Write a checkpoint that stands alone, `model.json` last; `facts` are kept in it. Returns the weights' digest.
+
+    Of a model with adapters only these are written, and `facts` must hold `adapts`: seed, dtype and digest of its base.
+    """
+    saved = save_tree(folder / "weights", split(model.params).adapters if model.lora else model.params)
+    digest = model.weights_sha256 if model.lora else saved
     model.tokenizer.save(folder / "tokenizer.json")
     about = {
         "format_version": FORMAT_VERSION,
         "base": model.name,
         "config": asdict(model.config),
+        "dtype": model.dtype,
         "weights_sha256": digest,
         "tokenizer_file_sha256": sha256_file(folder / "tokenizer.json"),
     }
+    if model.lora:
+        about |= {"lora": asdict(model.lora), "adapters_sha256": saved}
     write_json(folder / "model.json", sealed(about | facts))
     return digest
 
@@ -85,10 +113,27 @@ def load_model(folder: Path) -> Model:
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file() or sha256_file(tokenizer_file) != about["tokenizer_file_sha256"]:
         raise DamagedError(f"{tokenizer_file}: not what was saved with the weights")
+    if "lora" in about:
+        return _load_adapted(folder, about)
     config = GemmaConfig(**about["config"])
-    graph, shapes = _abstract(config)
+    graph, shapes = abstract(config)
     params = restore_tree(folder / "weights", shapes, about["weights_sha256"])
-    return Model(about["base"], config, graph, params, load_tokenizer(tokenizer_file))
+    return Model(about["base"], config, graph, params, load_tokenizer(tokenizer_file), about.get("dtype", "float32"))
+
+
+def _load_adapted(folder: Path, about: dict[str, Any]) -> Model:
+    """The base that the checkpoint names, with the adapters of the checkpoint."""
+    adapts = about["adapts"]
+    base = base_model(about["base"], adapts["seed"], folder / "tokenizer.json", adapts["dtype"])
+    if base.weights_sha256 != adapts["weights_sha256"]:
+        raise RequestError(
+            f"{folder}: its adapters were trained beside weights {adapts['weights_sha256'][:16]} of {about['base']}, "
+            f"and here that is {base.weights_sha256[:16]}; fetch the release that they were trained on"
+        )
+    adapted = with_lora(base._replace(dtype=about["dtype"]), LoraConfig(**about["lora"]), seed=0)
+    parts = split(adapted.params)
+    adapters = restore_tree(folder / "weights", parts.adapters, about["adapters_sha256"])
+    return adapted._replace(params=join(parts.base, adapters))
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -116,11 +161,11 @@ def _released_model(name: str, folder: Path, dtype: jax.typing.DTypeLike = jnp.f
             f"model {name}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {config.vocab_size}; "
             f"{folder} does not belong together"
         )
-    graph, shapes = _abstract(config)
+    graph, shapes = abstract(config)
     return Model(name, config, graph, read_weights(folder, config, shapes, dtype), tokenizer)
 
 
-def _abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and shapes of a model, without making its weights."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)

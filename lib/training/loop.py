@@ -32,14 +32,15 @@ from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.validation import encode_all
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, is_sealed, sealed, write_json
+from lib.model.lora import join, split
 from lib.model.storage import DamagedError, tree_digest
-from lib.model.weights import Model, load_model, read_about, save_model
+from lib.model.weights import Model, load_model, read_about, save_model, with_lora
 from lib.progress import progress
 from lib.training.checkpoints import cut_logs, logs_of, restore_latest, save_checkpoint, saved_steps
 from lib.training.fingerprint import differences, fingerprint, setting
-from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss
-
-ADAM_B2 = 0.99  # a memory of 100 steps: runs of some hundred steps never fill 0.999's
+from lib.training.optimizer import make_optimizer
+from lib.training.plan import Shapes, check_plan, compiled_step
+from lib.training.step import StepMetrics, TrainState, sum_loss
 
 
 class TrainingResult(NamedTuple):
@@ -70,7 +71,7 @@ def train(
     on_metrics: Callable[[Metrics], None] = lambda line: None,
     warn: Callable[[str], None] = print,
 ) -> TrainingResult:
-    """Fine-tune all weights of `model` on the model's turns of `examples`.
+    """Fine-tune the weights of `model`, or adapters beside them, on the model's turns of `examples`.
 
     Raises RequestError where an example does not fit or the output holds another run, RetraceError, naming
     the step, where the loss is no longer a finite number; the checkpoints before that step stay.
@@ -88,8 +89,21 @@ def train(
     if not tuned_on:
         raise RequestError(f"all {len(examples)} examples fell to the held-out side; give more examples")
     changed = _claim(output, inputs, warn)
+    adapts: dict[str, Any] = {}
+    if config.training.lora:
+        about = {"dtype": str(model.params["embedding"].dtype), "weights_sha256": inputs["base_weights_sha256"]}
+        adapts["adapts"] = {"seed": config.training.seed} | about
+        model = with_lora(model, config.training.lora, config.training.seed)
+    length, parts = batch_length(tuned_on), split(model.params)
+    if model.lora:
+        shapes = Shapes(model.graph, trained=parts.adapters, frozen=parts.base)
+    else:
+        shapes = Shapes(model.graph, trained=parts.base, frozen={})
+    step, planned = compiled_step(config, shapes, length)
+    print(planned)
+    check_plan(planned, model.config, config, length)
     try:
-        state, resumed_from, lines = _run(model, tuned_on, held_out, config.training, output, on_metrics, warn)
+        state, resumed_from, lines = _run(shapes, step, tuned_on, held_out, config, output, on_metrics, warn)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -97,7 +111,7 @@ def train(
             f"training ran out of memory ({str(error).splitlines()[0][:120]}); halve training.per_device_batch_size "
             "and double training.grad_accum_steps: the same update in less memory"
         ) from None
-    trained = model._replace(params=state.params)
+    trained = model._replace(params=join(shapes.frozen, state.params))
     last = lines[-1]
     facts = {
         "steps": int(state.step),
@@ -112,7 +126,7 @@ def train(
     save_model(
         output / "checkpoint-final", trained, inputs=inputs, training=facts, logs=logs_of(output),
         fingerprint=fingerprint(),
-        fingerprint_changed=changed, system_instruction=config.system_instruction,
+        fingerprint_changed=changed, system_instruction=config.system_instruction, **adapts,
     )  # fmt: skip
     return _result(output)
 
@@ -136,47 +150,34 @@ def _result(output: Path) -> TrainingResult:
     return TrainingResult(weights_sha256=about["weights_sha256"], **about["training"])
 
 
-def make_optimizer(config: TrainingConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW (arXiv 1711.05101) behind clipping by global norm; decay on matrices alone. And its learning rate."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if config.warmup_steps else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=config.num_steps,
-    )
-    adamw = optax.adamw(
-        schedule, b2=ADAM_B2, weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-    )  # fmt: skip
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule
-
-
 def _run(
-    model: Model,
+    shapes: Shapes,
+    train_step: Callable,
     tuned_on: list[EncodedExample],
     held_out: list[EncodedExample],
-    config: TrainingConfig,
+    whole: Config,
     output: Path,
     on_metrics: Callable[[Metrics], None],
     warn: Callable[[str], None],
 ) -> tuple[TrainState, int, list[Metrics]]:
     """From the newest checkpoint, or from the start, to the last step."""
+    config = whole.training
     optimizer, schedule = make_optimizer(config)
-    params = jax.tree.map(jnp.array, model.params)  # a copy: the step uses its state up
+    params = jax.tree.map(jnp.array, shapes.trained)  # a copy: the step uses its state up
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     if restored := restore_latest(output / "checkpoints", state, warn):
         state = restored
     start = int(state.step)
     lines = _lines_until(output / "metrics.jsonl", start)
     _lines_until(output / "checkpoints.jsonl", start)
-    train_step, held_out_loss = make_train_step(model.graph, optimizer), _held_out_loss(model, held_out, config)
+    held_out_loss = _held_out_loss(shapes, held_out, whole)
     length = batch_length(tuned_on)
     began = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
     clock, seen = time.perf_counter(), 0
     with progress(config.num_steps, "training", "steps", initial=start) as bar:
         for step in range(start + 1, config.num_steps + 1):
             batch = _batch(tuned_on, length, config, step - 1)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, shapes.frozen, batch)
             found = {"loss": float(metrics.loss), "gradient norm": float(metrics.grad_norm)}
             _refuse_not_finite(step, found, schedule, output)
             seen += int(batch.valid.sum())
@@ -212,14 +213,14 @@ def _batch(examples: list[EncodedExample], length: int, config: TrainingConfig, 
     return Batch(*(field.reshape(A, B, length) for field in flat))
 
 
-def _held_out_loss(model: Model, examples: list[EncodedExample], config: TrainingConfig) -> Callable[[dict], float]:
+def _held_out_loss(shapes: Shapes, examples: list[EncodedExample], config: Config) -> Callable[[dict], float]:
     """Mean loss over the held-out examples, in batches of one compiled shape."""
-    loss, B = jax.jit(sum_loss(model.graph)), config.per_device_batch_size
+    loss, B = jax.jit(sum_loss(shapes.graph, config.model.dtype)), config.training.per_device_batch_size
     length = batch_length(examples) if examples else 0
     batches = [_full(make_batch(examples[start : start + B], length), B) for start in range(0, len(examples), B)]
 
     def mean_loss(params: dict) -> float:
-        sums = [loss(params, batch) for batch in batches]
+        sums = [loss(params, shapes.frozen, batch) for batch in batches]
         return float(sum(float(total) for total, _ in sums) / sum(int(tokens) for _, tokens in sums))
 
     return mean_loss
@@ -262,6 +263,7 @@ def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, 
     )
     return {
         "model": model.name,
+        "dtype": model.dtype,
         "base_weights_sha256": model.weights_sha256,
         "tokenizer_sha256": hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest(),
         "examples_sha256": content.hexdigest(),

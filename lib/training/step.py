@@ -7,6 +7,8 @@ The logits of a large vocabulary are the memory peak of training, not the weight
 words are 2 GB, and their gradient as much again. So they are made a chunk of tokens at a time, and made again where the
 gradient needs them; a batch whose logits are few is done at once.
 
+Weights that are not trained go in beside the state, never inside the program: as constants they would be there twice.
+
 The step is a jitted function of plain nested dicts (the split state of the model) whose buffers are donated:
 `nnx.jit` on the module itself spends tens of milliseconds a call on walking the module in Python.
 """
@@ -20,14 +22,18 @@ import optax
 from flax import nnx
 
 from lib.data.batches import Batch
-from lib.model.gemma import Gemma, causal_mask, positions
+from lib.model.gemma import Gemma, causal_mask, in_dtype, positions
+from lib.model.lora import join
 
 Params = dict
-Loss = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
+Loss = Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes; the step is a scalar int32 array, 0 before the first update."""
+    """Everything that training changes; the step is a scalar int32 array, 0 before the first update.
+
+    `params` are the weights that are trained: all of them, or LoRA's adapters.
+    """
 
     step: jax.Array
     params: Params
@@ -45,12 +51,15 @@ class StepMetrics(NamedTuple):
 CHUNK_LOGITS = 1 << 25  # numbers, 128 MiB in float32: more than these are never there at once
 
 
-def sum_loss(graph: nnx.GraphDef) -> Loss:
-    """(params, batch) → (cross-entropy summed over trained tokens, in nats; number of trained tokens)."""
+def sum_loss(graph: nnx.GraphDef, dtype: str = "float32", remat: bool = False) -> Loss:
+    """(params, frozen, batch) → (cross-entropy summed over trained tokens, in nats; number of trained tokens).
 
-    def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        model: Gemma = nnx.merge(graph, params)
-        hidden, _ = model(batch.tokens, positions(batch.valid), causal_mask(batch.valid))
+    `frozen` is what `params` lack of the model's weights, {} where all are trained.
+    """
+
+    def loss(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        model: Gemma = nnx.merge(graph, in_dtype(join(frozen, params), dtype))
+        hidden, _ = model(batch.tokens, positions(batch.valid), causal_mask(batch.valid), remat=remat)
         losses = token_losses(model, hidden, batch.targets)  # [B, T]
         return jnp.sum(losses, where=batch.loss_mask), jnp.sum(batch.loss_mask)
 
@@ -77,13 +86,15 @@ def token_losses(model: Gemma, hidden: jax.Array, targets: jax.Array, most: int 
     return jax.lax.map(jax.checkpoint(losses), chunks).reshape(-1)[: B * T].reshape(B, T)
 
 
-def make_train_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
-    """The jitted (state, batch [A, B, T]) → (state, StepMetrics); the state that goes in is used up."""
-    gradient = jax.value_and_grad(sum_loss(graph), has_aux=True)
+def make_train_step(
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, dtype: str = "float32", remat: bool = False
+) -> Callable:
+    """The jitted (state, frozen, batch [A, B, T]) → (state, StepMetrics); the state that goes in is used up."""
+    gradient = jax.value_and_grad(sum_loss(graph, dtype, remat), has_aux=True)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
         def accumulate(total: tuple, micro: Batch) -> tuple[tuple, None]:
-            (loss, tokens), grads = gradient(state.params, micro)
+            (loss, tokens), grads = gradient(state.params, frozen, micro)
             return jax.tree.map(jnp.add, total, (loss, tokens, grads)), None
 
         zero = (jnp.float32(0), jnp.int32(0), jax.tree.map(jnp.zeros_like, state.params))

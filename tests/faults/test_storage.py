@@ -329,7 +329,7 @@ def state(small_model: Model) -> Any:
     """What a checkpoint is restored to."""
     import jax.numpy as jnp
 
-    from lib.training.loop import make_optimizer
+    from lib.training.optimizer import make_optimizer
     from lib.training.step import TrainState
 
     optimizer, _ = make_optimizer(CONFIG.training)

@@ -27,7 +27,7 @@ from lib.model.weights import load_model, read_about
 from lib.tasks import high_card_duel
 from lib.trace import content_sha256
 from lib.training.checkpoints import restore_latest
-from lib.training.loop import make_optimizer
+from lib.training.optimizer import make_optimizer
 from lib.training.step import TrainState
 
 WRITTEN = repository_root() / "tests" / "fixtures" / "v1"

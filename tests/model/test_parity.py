@@ -107,7 +107,7 @@ def check_step(golden: Golden, scratch: Path) -> None:
     optimizer = optax.sgd(about["learning_rate"])
     own = jax.tree.map(jnp.array, golden.params)
     state = TrainState(jnp.int32(0), own, optimizer.init(own))
-    state, metrics = make_train_step(golden.graph, optimizer)(state, batch)
+    state, metrics = make_train_step(golden.graph, optimizer)(state, {}, batch)
     assert float(metrics.loss) == pytest.approx(about["loss"], abs=1e-5)
     expected = stepped(golden, scratch)
     difference, moved = furthest(state.params, expected), furthest(golden.params, expected)

@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
 
-from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig, to_dict
-from lib.data.dataset import is_held_out
+from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig, to_dict
+from lib.data.dataset import Dataset, is_held_out
 from lib.data.renderer import Example, render_prompt
 from lib.errors import RequestError, RetraceError
-from lib.files import repository_root
+from lib.files import repository_root, sealed, write_json
+from lib.model.lora import split
 from lib.model.storage import is_saved, tree_digest
-from lib.model.weights import Model, load_model, save_model
+from lib.model.weights import Model, base_model, load_model, save_model
 from lib.training.checkpoints import saved_steps
 from lib.training.loop import Metrics, TrainingResult, finished, train
 
@@ -289,3 +291,50 @@ def test_f52_a_loss_that_is_no_number_stops_the_training_and_keeps_a_good_checkp
     # The weights after step `stopped - 1` gave the bad loss; those one step earlier gave the last good one.
     assert f"The checkpoint of step {stopped - 2} is good." in error
     assert saved_steps(tmp_path / "run" / "checkpoints") == [stopped - 2, stopped - 1]
+
+
+# ---- LoRA ---------------------------------------------------------------------------------------------------
+
+ADAPTED = replace(
+    CONFIG, training=replace(CONFIG.training, num_steps=6, checkpoint_every=2, lora=LoraConfig(rank=2, alpha=4.0))
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(dataset: Dataset, compiled_once: None) -> Model:
+    """A model that a checkpoint of adapters can name, and find again."""
+    return base_model("tiny", ADAPTED.training.seed, dataset.tokenizer_file)
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny: Model, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    output = tmp_path_factory.mktemp("adapted")
+    return Run(output, train(tiny, examples, ADAPTED, output))
+
+
+def test_lora_trains_and_saves_the_adapters_alone(tiny: Model, adapted: Run):
+    tuned = load_model(adapted.output / "checkpoint-final")
+    base, adapters = split(tuned.params)
+    assert tree_digest(base) == tiny.weights_sha256 and tuned.weights_sha256 == adapted.result.weights_sha256
+    assert all(leaf.any() for leaf in jax.tree.leaves(adapters))  # each b began as zeros
+    assert 0 < metrics(adapted.output)[-1]["loss"] < metrics(adapted.output)[0]["loss"]
+    for folder in ("checkpoint-final/weights", "checkpoints/4"):
+        saved = json.loads((adapted.output / folder / "digest.json").read_text())["leaves"]
+        assert "['adapters']" in "".join(saved) and not any("embedding" in path for path in saved)
+
+
+def test_lora_killed_and_gone_on_with_comes_to_the_same_adapters(tiny, adapted, examples, tmp_path):
+    with pytest.raises(Killed):
+        train(tiny, examples, ADAPTED, tmp_path, on_metrics=killed_at(4))
+    again = train(tiny, examples, ADAPTED, tmp_path)
+    assert again.resumed_from in (2, 4) and again.weights_sha256 == adapted.result.weights_sha256
+
+
+def test_adapters_are_not_put_beside_another_base(adapted: Run, tmp_path: Path):
+    shutil.copytree(adapted.output / "checkpoint-final", tmp_path / "copy")
+    about = json.loads((tmp_path / "copy" / "model.json").read_text())
+    about["adapts"]["seed"] += 1
+    del about["sha256"]
+    write_json(tmp_path / "copy" / "model.json", sealed(about))
+    with pytest.raises(RequestError, match="its adapters were trained beside weights"):
+        load_model(tmp_path / "copy")

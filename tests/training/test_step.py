@@ -10,12 +10,13 @@ import optax
 import pytest
 from flax import nnx
 
-from lib.config import TrainingConfig
+from lib.config import LoraConfig, TrainingConfig
 from lib.data.batches import Batch, make_batch
 from lib.data.renderer import EncodedExample
 from lib.model.gemma import causal_mask, positions
-from lib.model.weights import Model
-from lib.training.loop import ADAM_B2, make_optimizer
+from lib.model.lora import split
+from lib.model.weights import Model, with_lora
+from lib.training.optimizer import ADAM_B2, make_optimizer
 from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss, token_losses
 
 T = 16
@@ -38,7 +39,7 @@ def batch(small_model: Model) -> Batch:
 @pytest.fixture(scope="module")
 def gradient_of(small_model: Model) -> Callable[[Batch], tuple[float, dict]]:
     loss = jax.jit(jax.value_and_grad(sum_loss(small_model.graph), has_aux=True))
-    return lambda batch: loss(small_model.params, batch)
+    return lambda batch: loss(small_model.params, {}, batch)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def step(small_model: Model) -> Callable[[Batch], tuple[dict, StepMetrics]]:
     def run(batch: Batch) -> tuple[dict, StepMetrics]:
         params = jax.tree.map(jnp.array, small_model.params)
         halves = Batch(*(field.reshape(2, 2, T) for field in batch))
-        state, metrics = train_step(TrainState(jnp.int32(0), params, optimizer.init(params)), halves)
+        state, metrics = train_step(TrainState(jnp.int32(0), params, optimizer.init(params)), {}, halves)
         assert int(state.step) == 1
         return jax.tree.map(lambda old, new: np.asarray(old - new), small_model.params, state.params), metrics
 
@@ -211,3 +212,35 @@ def test_the_logits_of_a_large_vocabulary_are_never_there_at_once(small_model):
         return jax.jit(jax.grad(mean, argnums=(0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert bytes_of(B * T * V) > 4 * B * T * V > 4 * bytes_of(4 * V)
+
+
+# ---- less memory --------------------------------------------------------------------------------------------
+
+
+def gradient_with(model: Model, batch: Batch, **options: object) -> tuple[float, dict]:
+    (loss, tokens), gradient = jax.jit(jax.value_and_grad(sum_loss(model.graph, **options), has_aux=True))(
+        model.params, {}, batch
+    )
+    return float(loss / tokens), jax.tree.map(lambda leaf: leaf / tokens, gradient)
+
+
+def test_a_layer_computed_twice_gives_the_same_loss_and_gradient(two_layer_model, batch):
+    (kept, gradient), (again, recomputed) = (gradient_with(two_layer_model, batch, remat=on) for on in (False, True))
+    assert again == pytest.approx(kept, rel=1e-6)
+    assert_close(recomputed, gradient, 1e-5)
+
+
+def test_in_bfloat16_the_loss_and_the_gradient_stay_float32_and_near(two_layer_model, batch):
+    wide, _ = gradient_with(two_layer_model, batch)
+    narrow, gradient = gradient_with(two_layer_model, batch, dtype="bfloat16")
+    assert narrow != wide and narrow == pytest.approx(wide, rel=0.02)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(gradient)} == {"float32"}
+
+
+def test_frozen_weights_have_no_gradient_and_count_all_the_same(two_layer_model, batch):
+    adapted = with_lora(two_layer_model, LoraConfig(rank=2), seed=1)
+    frozen, adapters = split(adapted.params)
+    loss = jax.jit(jax.value_and_grad(sum_loss(adapted.graph), has_aux=True))
+    (total, tokens), gradient = loss(adapters, frozen, batch)
+    assert float(total / tokens) == gradient_with(two_layer_model, batch)[0]
+    assert jax.tree.structure(gradient) == jax.tree.structure(adapters)

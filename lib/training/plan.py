@@ -1,0 +1,160 @@
+"""What a training will need of memory, known before it begins: its step is compiled, and the compiler says.
+
+    step, planned = compiled_step(config, Shapes(graph, trained, frozen), length=208)
+    str(planned)     # "6,233,088 parameters, all trained; 25 MB weights, 50 MB optimizer, 310 MB gradients and
+                     #  activations: peak 410 MB of 21.3 GB"
+
+A plan that cannot fit is refused together with the settings that would.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import psutil
+from flax import nnx
+
+from lib.config import Config, LoraConfig
+from lib.data.batches import Batch
+from lib.errors import RequestError
+from lib.model.gemma import GemmaConfig
+from lib.model.lora import split, with_adapters
+from lib.model.weights import abstract
+from lib.training.optimizer import make_optimizer
+from lib.training.step import TrainState, make_train_step
+
+
+class Plan(NamedTuple):
+    """Counts of weights, and bytes; `activations` are all that a step needs beside its state: gradients too."""
+
+    parameters: int
+    trained: int
+    weights: int
+    optimizer: int
+    activations: int
+    peak: int
+    room: int
+
+    def __str__(self) -> str:
+        trained = "all" if self.trained == self.parameters else f"{self.trained:,}"
+        return (
+            f"{self.parameters:,} parameters, {trained} trained; {_size(self.weights)} weights, "
+            f"{_size(self.optimizer)} optimizer, {_size(self.activations)} gradients and activations: "
+            f"peak {_size(self.peak)} of {_size(self.room)}"
+        )
+
+
+class Shapes(NamedTuple):
+    """A model as training sees it, of arrays or of their shapes: what is trained, and what is not."""
+
+    graph: nnx.GraphDef
+    trained: dict[str, Any]
+    frozen: dict[str, Any]
+
+
+def shapes_of(model: GemmaConfig, config: Config) -> Shapes:
+    """The shapes that this configuration trains a model of, without its weights."""
+    graph, params = abstract(model)
+    lora = config.training.lora
+    if lora is None:
+        return Shapes(graph, params, {})
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.dtype), params)
+    made = {}
+
+    def adapted() -> dict[str, Any]:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+        made["graph"], whole = with_adapters(graph, zeros, lora, 0)
+        return whole
+
+    parts = split(jax.eval_shape(adapted))
+    return Shapes(made["graph"], parts.adapters, parts.base)
+
+
+def compiled_step(config: Config, shapes: Shapes, length: int) -> tuple[jax.stages.Compiled, Plan]:
+    """The training step for batches of `length` tokens a row, and what it takes."""
+    training = config.training
+    optimizer, _ = make_optimizer(training)
+    state = TrainState(jnp.int32(0), shapes.trained, jax.eval_shape(optimizer.init, shapes.trained))
+    rows = (training.grad_accum_steps, training.per_device_batch_size, length)
+    batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype) for dtype in (jnp.int32, jnp.int32, bool, bool)))
+    step = make_train_step(shapes.graph, optimizer, config.model.dtype, training.remat)
+    compiled = step.lower(state, shapes.frozen, batch).compile()
+    return compiled, _plan(compiled, state, shapes)
+
+
+def check_plan(planned: Plan, model: GemmaConfig, config: Config, length: int) -> None:
+    """Raise RequestError where the plan does not fit, with settings that would."""
+    if planned.peak <= planned.room:
+        return
+    problem = f"training needs {_size(planned.peak)} of memory, and there are {_size(planned.room)}: {planned}"
+    for changed, settings in _smaller(config):
+        found = compiled_step(changed, shapes_of(model, changed), length)[1]
+        if found.peak <= planned.room:
+            raise RequestError(f"{problem}. This would fit, with {_size(found.peak)}: --set {' --set '.join(settings)}")
+    raise RequestError(f"{problem}. Neither smaller batches, nor training.lora, would fit; take a smaller model")
+
+
+def _smaller(config: Config) -> Iterator[tuple[Config, list[str]]]:
+    """The same training with less and less memory, and how to ask for it: what changes the result comes last."""
+    training, model, settings = config.training, config.model, {}
+    size = training.per_device_batch_size
+    steps: list[dict[str, Any]] = [{"remat": True}]
+    while size > 1 and size % 2 == 0:
+        size //= 2
+        steps.append({"per_device_batch_size": size, "grad_accum_steps": config.training.grad_accum_steps
+                      * config.training.per_device_batch_size // size})  # fmt: skip
+    steps += [{"optimizer": "adafactor"}, {"lora": LoraConfig()}]
+    for changes in steps:
+        training = replace(training, **changes)
+        settings |= {f"training.{name}": value for name, value in changes.items()}
+        if "lora" in changes:
+            model = replace(model, dtype="bfloat16")
+            settings |= {"training.lora": "{}", "model.dtype": "bfloat16"}
+        shown = [f"'{name}={str(value).lower()}'" for name, value in settings.items()]
+        yield replace(config, training=training, model=model), shown
+
+
+def _plan(compiled: jax.stages.Compiled, state: TrainState, shapes: Shapes) -> Plan:
+    memory = compiled.memory_analysis()
+    weights = _bytes(shapes.trained) + _bytes(shapes.frozen)
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written into what came in
+    step = memory.argument_size_in_bytes + memory.temp_size_in_bytes + new
+    return Plan(
+        parameters=_count(shapes.trained) + _count(shapes.frozen),
+        trained=_count(shapes.trained),
+        weights=weights,
+        optimizer=_bytes(state.opt_state),
+        activations=memory.temp_size_in_bytes,
+        # The base that training began with stays beside the weights that are trained.
+        peak=step + (0 if shapes.frozen else weights),
+        room=_room() + _held(shapes),
+    )
+
+
+def _room() -> int:
+    """Bytes that the device has for us."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return limit - stats.get("bytes_in_use", 0)
+    return psutil.virtual_memory().available
+
+
+def _held(shapes: Shapes) -> int:
+    """Bytes of the plan that are in memory already."""
+    leaves = jax.tree.leaves((shapes.trained, shapes.frozen))
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, jax.Array))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _count(tree: Any) -> int:
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"

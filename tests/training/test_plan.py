@@ -1,0 +1,82 @@
+"""The plan of a training: what it says is what there is, and one that cannot fit is refused with what would."""
+
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig
+from lib.errors import RequestError
+from lib.model.gemma import GemmaConfig
+from lib.training import plan
+from lib.training.optimizer import make_optimizer
+from lib.training.plan import Plan, check_plan, compiled_step, shapes_of
+
+SHAPE = GemmaConfig(2048, num_layers=4, embed_dim=128, hidden_dim=256, num_heads=4, num_kv_heads=1, head_dim=32)
+LENGTH = 64
+CONFIG = Config("toy", DatasetConfig("toy", "v1"), training=TrainingConfig(num_steps=4, per_device_batch_size=8))
+LORA = replace(CONFIG, training=replace(CONFIG.training, lora=LoraConfig(rank=4)))
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def planned(config: Config) -> Plan:
+    return compiled_step(config, shapes_of(SHAPE, config), LENGTH)[1]
+
+
+def test_a_plan_counts_the_weights_and_the_bytes_that_there_are():
+    found = planned(CONFIG)
+    weights = 2048 * 128 + 128 + 4 * (2 * 128 * 128 + 2 * 128 * 32 + 3 * 128 * 256 + 2 * 128)
+    assert found.parameters == found.trained == weights and found.weights == 4 * weights
+    assert found.optimizer == 8 * weights + 8  # mean and square of each, and two counts of steps
+    assert found.peak > 2 * found.weights + found.optimizer + found.activations > found.activations > found.weights
+
+
+def test_with_lora_the_adapters_alone_are_trained_and_have_an_optimizer():
+    found, whole = planned(LORA), planned(CONFIG)
+    adapters = 4 * 4 * (2 * 128 + 2 * (128 + 32) + 2 * 128)
+    assert found.trained == adapters == found.parameters - whole.parameters and found.optimizer == 8 * adapters + 8
+    assert found.peak < whole.peak
+
+
+def test_a_frozen_base_is_kept_in_the_dtype_that_is_computed_in():
+    narrow = planned(replace(LORA, model=ModelConfig(dtype="bfloat16")))
+    assert narrow.weights == 2 * narrow.parameters + 2 * narrow.trained
+
+
+@pytest.mark.parametrize("changes", [{"remat": True}, {"optimizer": "adafactor"}, {"per_device_batch_size": 4}])
+def test_what_saves_memory_is_seen_to_save_it(changes: dict):
+    assert planned(replace(CONFIG, training=replace(CONFIG.training, **changes))).peak < 0.97 * planned(CONFIG).peak
+
+
+def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(monkeypatch: pytest.MonkeyPatch):
+    whole = planned(CONFIG)
+    check_plan(whole, SHAPE, CONFIG, LENGTH)
+    monkeypatch.setattr(plan, "_room", lambda: int(0.8 * whole.peak))
+    with pytest.raises(RequestError, match=r"training needs .* and there are .* This would fit") as refused:
+        check_plan(planned(CONFIG), SHAPE, CONFIG, LENGTH)
+    settings = dict(re.findall(r"--set 'training\.(\w+)=(\w+)'", str(refused.value)))
+    kinds = {"true": True, "adafactor": "adafactor"}
+    changes = {name: kinds[value] if value in kinds else int(value) for name, value in settings.items()}
+    smaller = replace(CONFIG, training=replace(CONFIG.training, **changes))
+    assert planned(smaller).peak <= 0.8 * whole.peak
+    training = smaller.training
+    assert training.per_device_batch_size * training.grad_accum_steps == 8
+
+
+def test_where_nothing_would_fit_it_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "_room", lambda: 1000)
+    with pytest.raises(RequestError, match="take a smaller model"):
+        check_plan(planned(CONFIG), SHAPE, CONFIG, LENGTH)
+
+
+def test_adafactor_keeps_hardly_any_state_of_a_matrix():
+    matrix = {"w": jnp.zeros((512, 512))}
+
+    def size(optimizer: str) -> int:
+        state = make_optimizer(replace(CONFIG.training, optimizer=optimizer))[0].init(matrix)
+        return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+    assert size("adamw") > 2 * 512**2 and size("adafactor") < 3 * 512
