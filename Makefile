@@ -7,17 +7,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-faults test-parity lab lint benchmark clean
+.PHONY: help quickstart test test-faults test-parity test-tunix lab lint benchmark clean
 
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
 	@echo "make test         every test, the notebooks among them"
 	@echo "make test-faults  every fault of docs/reliability.md in its full count (half an hour)"
 	@echo "make test-parity  our Gemma against the one of transformers and torch, which it installs into .venv-parity"
+	@echo "make test-tunix   our trainer against Tunix's, which it installs into .venv-tunix"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
-	@echo "make clean        remove .venv and .venv-parity (runs/ stays)"
+	@echo "make clean        remove .venv, .venv-parity and .venv-tunix (runs/ stays)"
 
 quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
@@ -43,8 +44,11 @@ benchmark: $(READY)
 test-parity: $(READY) .venv-parity/ready
 	@RETRACE_PARITY_PYTHON=$(CURDIR)/.venv-parity/bin/python $(BIN)/python -m pytest -m parity -rP tests/model
 
+test-tunix: .venv-tunix/ready
+	@.venv-tunix/bin/python -m pytest -m tunix -rP tests/training/test_tunix.py
+
 clean:
-	rm -rf .venv .venv-parity
+	rm -rf .venv .venv-parity .venv-tunix
 
 $(READY): requirements.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
@@ -60,3 +64,10 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv --clear .venv-parity
 	@.venv-parity/bin/pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	@touch .venv-parity/ready
+
+.venv-tunix/ready: requirements.txt requirements-tunix.txt $(READY)
+	@echo "Installing Tunix into .venv-tunix (once) …"
+	@$(PYTHON) -m venv --clear .venv-tunix
+	@.venv-tunix/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@.venv-tunix/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-tunix.txt
+	@touch .venv-tunix/ready

@@ -88,6 +88,8 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    # Who trains: builtin, or tunix, Google's, where it is installed (requirements-tunix.txt).
+    trainer: str = bounded("builtin", of=("builtin", "tunix"))
     # Optimizer updates.
     num_steps: int = bounded(100, low=1)
     # Peak of the learning rate: linear warm-up to it, cosine decay to 0.

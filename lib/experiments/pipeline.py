@@ -111,10 +111,13 @@ def _indexed() -> Iterator[None]:
 def preflight(config: Config) -> None:
     """Refuse, before a run folder is made, what could only fail later: the eval set and the weights must be there."""
     from lib.model.released import find_released, is_from_scratch
+    from lib.training.trainers import tunix_version
 
     find_eval_set(config.evaluation.eval_set)
     if not is_from_scratch(config.model.name):
         find_released(config.model.name)
+    if config.training.trainer == "tunix":
+        tunix_version()
 
 
 def _reopen(run: Run) -> None:

@@ -99,6 +99,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     from lib.model.weights import model_config
     from lib.training.fingerprint import fingerprint
     from lib.training.plan import check_plan, compiled_step, shapes_of
+    from lib.training.trainers import tunix_version
 
     if (output / "checkpoints").exists() or (output / "checkpoint-final").exists():
         raise RequestError(f"{output}: holds a run already; give another --output")
@@ -131,6 +132,11 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         _, planned = compiled_step(config, shapes_of(shape, config), length)
         check_plan(planned, shape, config, length)
         lines.append(f"model: {config.model.name}, {planned}")
+    if training.trainer == "tunix":
+        try:
+            lines.append(f"trainer: google-tunix {tunix_version()}")
+        except RequestError as missing:
+            lines.append(f"not checked: the trainer; {missing}")
     attempt = {"started_at": utc_now(), **save_code(output)}
     _write_manifest(config, data, output, attempt, fingerprint(), "dry_run")
     return lines

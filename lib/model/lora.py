@@ -32,8 +32,8 @@ class Adapter(nnx.Module):
 
     def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], config: LoraConfig, rngs: nnx.Rngs):
         bound = math.prod(inputs) ** -0.5  # as peft draws it
-        self.a = nnx.Param(jax.random.uniform(rngs.params(), (*inputs, config.rank), jnp.float32, -bound, bound))
-        self.b = nnx.Param(jnp.zeros((config.rank, *outputs), jnp.float32))
+        self.a = nnx.LoRAParam(jax.random.uniform(rngs.params(), (*inputs, config.rank), jnp.float32, -bound, bound))
+        self.b = nnx.LoRAParam(jnp.zeros((config.rank, *outputs), jnp.float32))
         self.input_axes, self.scale = len(inputs), config.alpha / config.rank
 
     def __call__(self, x: jax.Array) -> jax.Array:

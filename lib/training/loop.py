@@ -41,6 +41,8 @@ from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.optimizer import make_optimizer
 from lib.training.plan import Shapes, check_plan, compiled_step
 from lib.training.step import StepMetrics, TrainState, sum_loss
+from lib.training.trainers import tunix_version
+from lib.training.tunix import tunix_step
 
 
 class TrainingResult(NamedTuple):
@@ -102,6 +104,8 @@ def train(
     step, planned = compiled_step(config, shapes, length)
     print(planned)
     check_plan(planned, model.config, config, length)
+    if config.training.trainer == "tunix":
+        step = tunix_step(shapes, config)
     try:
         state, resumed_from, lines = _run(shapes, step, tuned_on, held_out, config, output, on_metrics, warn)
     except jax.errors.JaxRuntimeError as error:
@@ -268,7 +272,7 @@ def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, 
         "tokenizer_sha256": hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest(),
         "examples_sha256": content.hexdigest(),
         "training": asdict(config.training),
-    }
+    } | ({"tunix": tunix_version()} if config.training.trainer == "tunix" else {})
 
 
 def _claim(output: Path, inputs: dict[str, Any], warn: Callable[[str], None]) -> list[str]:
