@@ -31,9 +31,7 @@ def main() -> None:
             sys.exit(done.stderr)
         gradient, peak, seconds, loss = map(float, done.stdout.split())
         peaks[kind] = peak - gradient
-        print(
-            f"{kind:<8} {peak:7.0f} MB, of which the gradient itself {gradient:.0f}; {seconds:.1f} s, loss {loss:.6f}"
-        )
+        print(f"{kind:<8} {peak:7.0f} MB, the gradient itself {gradient:.0f} of it; {seconds:.1f} s, loss {loss:.6f}")
     print(f"ratio    {peaks['naive'] / peaks['chunked']:.1f}, the gradient taken off both")
 
 
