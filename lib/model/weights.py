@@ -1,7 +1,7 @@
 """Where a model comes from: made from scratch, a released Gemma on disk, or a checkpoint of ours.
 
     base_model("tiny", seed=42, tokenizer_file=dataset.tokenizer_file)   # fresh weights of that seed
-    base_model("google/gemma-2b-it", …)                                  # the local Hugging Face cache
+    base_model("google/gemma-2b-it", …, dtype=jnp.bfloat16)              # the Hugging Face cache, or its hub
     load_model(run / "checkpoint-final")                                 # what training wrote
 
 A checkpoint of ours stands alone: `weights/`, `tokenizer.json`, and `model.json` with the shape, the name of
@@ -24,7 +24,7 @@ from lib.files import is_sealed, sealed, sha256_file, write_json
 from lib.model.gemma import PRESETS, Gemma, GemmaConfig
 from lib.model.released import find_released, is_from_scratch
 from lib.model.released_config import read_config
-from lib.model.released_weights import read_weights
+from lib.model.released_weights import check_weights, read_weights
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 
 FORMAT_VERSION = "1.0"
@@ -44,17 +44,18 @@ class Model(NamedTuple):
         return tree_digest(self.params)
 
 
-def base_model(name: str, seed: int, tokenizer_file: Path) -> Model:
-    """The model before training. `seed` and `tokenizer_file` serve the ones made from scratch.
+def base_model(name: str, seed: int, tokenizer_file: Path, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
+    """The model before training, its weights of `dtype`. `seed` and `tokenizer_file` serve those made from scratch.
 
-    Raises RequestError where a released model is not on this machine.
+    Raises RequestError where a released model is not to be had, or is not what gemma.py computes.
     """
     if is_from_scratch(name):
         tokenizer = load_tokenizer(tokenizer_file)
         config = model_config(name, tokenizer)
         graph, state = nnx.split(Gemma(config, nnx.Rngs(seed)))
-        return Model(name, config, graph, nnx.to_pure_dict(state), tokenizer)
-    return _released_model(name, find_released(name))
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.to_pure_dict(state))
+        return Model(name, config, graph, params, tokenizer)
+    return _released_model(name, find_released(name), dtype)
 
 
 def model_config(name: str, tokenizer: Tokenizer) -> GemmaConfig:
@@ -72,6 +73,7 @@ def save_model(folder: Path, model: Model, **facts: Any) -> str:
         "format_version": FORMAT_VERSION,
         "base": model.name,
         "config": asdict(model.config),
+        "dtype": str(model.params["embedding"].dtype),
         "weights_sha256": digest,
         "tokenizer_file_sha256": sha256_file(folder / "tokenizer.json"),
     }
@@ -86,7 +88,7 @@ def load_model(folder: Path) -> Model:
     if not tokenizer_file.is_file() or sha256_file(tokenizer_file) != about["tokenizer_file_sha256"]:
         raise DamagedError(f"{tokenizer_file}: not what was saved with the weights")
     config = GemmaConfig(**about["config"])
-    graph, shapes = _abstract(config)
+    graph, shapes = _abstract(config, jnp.dtype(about.get("dtype", "float32")))
     params = restore_tree(folder / "weights", shapes, about["weights_sha256"])
     return Model(about["base"], config, graph, params, load_tokenizer(tokenizer_file))
 
@@ -108,19 +110,34 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _released_model(name: str, folder: Path, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
-    config = read_config(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+def check_released(name: str) -> None:
+    """Refuse what `base_model` would, before any weight is read: config.json, tokenizer, the header of every shard.
+
+    Raises RequestError.
+    """
+    folder = find_released(name)
+    config, _ = _read_beside(name, folder)
+    check_weights(folder, config, _abstract(config)[1])
+
+
+def _released_model(name: str, folder: Path, dtype: jax.typing.DTypeLike) -> Model:
+    config, tokenizer = _read_beside(name, folder)
+    graph, shapes = _abstract(config)
+    return Model(name, config, graph, read_weights(folder, config, shapes, dtype), tokenizer)
+
+
+def _read_beside(name: str, folder: Path) -> tuple[GemmaConfig, Tokenizer]:
+    """What lies beside the weights, and belongs to them."""
+    config, tokenizer = read_config(folder), load_tokenizer(folder / "tokenizer.json")
     if tokenizer.vocab_size > config.vocab_size:
         raise RequestError(
             f"model {name}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {config.vocab_size}; "
             f"{folder} does not belong together"
         )
-    graph, shapes = _abstract(config)
-    return Model(name, config, graph, read_weights(folder, config, shapes, dtype), tokenizer)
+    return config, tokenizer
 
 
-def _abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def _abstract(config: GemmaConfig, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and shapes of a model, without making its weights."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0))))
-    return graph, nnx.to_pure_dict(state)
+    return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.to_pure_dict(state))
