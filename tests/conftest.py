@@ -18,6 +18,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where everything a test produces is kept; no test ever touches runs/."""
     monkeypatch.setenv("RETRACE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RETRACE_PROGRESS", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nothing is fetched because of a test
     return tmp_path / "home"
 
 

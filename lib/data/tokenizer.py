@@ -25,6 +25,10 @@ from lib.files import atomic_write
 VOCAB_SIZE = 768
 TEXTS_TO_TRAIN_ON = 10_000
 
+# An added token of every Gemma 3 tokenizer, in the place of a picture. The embedding of the models that only read
+# ends right before it, and a text that spells it means the characters.
+PICTURE_TOKEN = "<image_soft_token>"
+
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _WORDS = Regex(r"▁?\p{L}+|▁?\p{N}{1,2}|\n|▁+|[^\s▁\p{L}\p{N}]+|\s")
 
@@ -34,11 +38,11 @@ class Tokenizer:
 
     def __init__(self, backend: HuggingFaceTokenizer, origin: str):
         self._backend = backend
-        self.vocab_size = backend.get_vocab_size()
         ids = {token: backend.token_to_id(token) for token in CONTROL_TOKENS}
         missing = [token for token, index in ids.items() if index is None]
         if missing:
             raise RequestError(f"{origin}: not a Gemma tokenizer, it has no {', '.join(missing)}")
+        self.vocab_size = 1 + max(backend.get_vocab().values())  # what an embedding needs, whatever gaps there are
         self.bos_id, self.eos_id, self.end_of_turn_id = ids["<bos>"], ids["<eos>"], ids["<end_of_turn>"]
 
     def encode(self, text: str) -> list[int]:
@@ -63,9 +67,12 @@ class Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`. Raises RequestError where it is missing or not Gemma's kind."""
     if not path.is_file():
-        raise RequestError(f"{path}: no tokenizer there; build the dataset first (python -m lib dataset build)")
+        raise RequestError(
+            f"{path}: no tokenizer there; build the dataset first (python -m lib dataset build), "
+            "or fetch the released model again"
+        )
     try:
-        backend = HuggingFaceTokenizer.from_file(str(path))
+        backend = _without_pictures(HuggingFaceTokenizer.from_file(str(path)))
     except Exception as error:  # the library raises bare Exception
         raise RequestError(f"{path}: not a readable tokenizer.json ({error})") from None
     return Tokenizer(backend, str(path))
@@ -84,6 +91,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
     tokenizer = _gemma_like(_with_byte_fallback(learner))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     return Tokenizer(tokenizer, "the tokenizer just trained")
+
+
+def _without_pictures(tokenizer: HuggingFaceTokenizer) -> HuggingFaceTokenizer:
+    if tokenizer.token_to_id(PICTURE_TOKEN) is None:
+        return tokenizer
+    about = json.loads(tokenizer.to_str())
+    about["added_tokens"] = [token for token in about["added_tokens"] if token["content"] != PICTURE_TOKEN]
+    about["model"]["vocab"].pop(PICTURE_TOKEN, None)
+    return HuggingFaceTokenizer.from_str(json.dumps(about))
 
 
 def _gemma_like(model: models.BPE) -> HuggingFaceTokenizer:

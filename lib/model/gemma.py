@@ -22,7 +22,7 @@ V vocabulary.
     (2, 8, 768)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class GemmaConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    # Attention scores are divided by the root of this; None: of head_dim. Another number in the 27B models.
+    # Attention scores are divided by the root of this; None: of head_dim. The 27B models have 144 and 168.
     query_pre_attn_scalar: float | None = None
     # An RMSNorm on what attention and feed-forward give, too, before it is added to the stream.
     post_norms: bool = False
@@ -53,9 +53,8 @@ class GemmaConfig:
     # Every so many layers is a global one; a local one sees so many tokens, its own the last of them.
     global_every: int = 1
     sliding_window: int | None = None
-    # Rotary base of the global layers and of the local ones, and what the places are divided by in the global ones.
+    # Rotary base of the global layers, and what the places are divided by in them.
     rope_base: float = 10_000.0
-    local_rope_base: float = 10_000.0
     rope_scale: float = 1.0
 
     def is_local(self, layer: int) -> bool:
@@ -85,6 +84,7 @@ PRESETS = {
 }
 
 NORM_EPSILON = 1e-6
+LOCAL_ROPE_BASE = 10_000.0
 MASKED = -2.0e38  # added to a score: exp() of it is exactly 0 in float32
 
 
@@ -141,12 +141,12 @@ class Gemma(nnx.Module):
         views = {False: View(rotary_angles(positions, config.head_dim, config.rope_base, config.rope_scale), mask)}
         if config.global_every > 1:
             near = mask & window_mask(*mask.shape[1:], index, config.sliding_window)
-            views[True] = View(rotary_angles(positions, config.head_dim, config.local_rope_base), near)
+            views[True] = View(rotary_angles(positions, config.head_dim, LOCAL_ROPE_BASE), near)
         return views
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores over the vocabulary, float32: [..., D] → [..., V]."""
-        scores = jnp.einsum("...D,VD->...V", hidden, self.embedding[...]).astype(jnp.float32)
+        scores = jnp.einsum("...D,VD->...V", hidden, self.embedding[...], preferred_element_type=jnp.float32)
         return soft_cap(scores, self.config.logit_cap)
 
     def empty_cache(self, batch: int, length: int) -> list[LayerCache]:
@@ -214,7 +214,8 @@ class Attention(nnx.Module):
         B, T, N, H = queries.shape
         K = keys.shape[2]
         queries = queries.reshape(B, T, K, N // K, H) * self.scale
-        scores = soft_cap(jnp.einsum("BTKGH,BSKH->BKGTS", queries, keys).astype(jnp.float32), self.cap)
+        scores = jnp.einsum("BTKGH,BSKH->BKGTS", queries, keys, preferred_element_type=jnp.float32)
+        scores = soft_cap(scores, self.cap)
         weights = jax.nn.softmax(jnp.where(view.mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
         mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(B, T, N, H)
         return _project(self, "output", "BTNH,NHD->BTD", mixed), cache
@@ -299,9 +300,13 @@ def in_dtype(params: dict, dtype: str) -> dict:
 
 
 def parameter_count(config: GemmaConfig) -> int:
-    """Number of weights of a model of this shape, without making one."""
-    model = nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    """Number of weights of a model of this shape, without making one; all its layers have as many."""
+
+    def count(num_layers: int) -> int:
+        model = nnx.eval_shape(lambda: Gemma(replace(config, num_layers=num_layers), nnx.Rngs(0)))
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    return count(1) + (config.num_layers - 1) * (count(2) - count(1))
 
 
 def _project(block: Attention | FeedForward, name: str, equation: str, x: jax.Array) -> jax.Array:

@@ -112,15 +112,25 @@ def read_weights(
     Raises RequestError where a tensor is missing, left over, or of another shape or kind, and where a file is
     damaged or absent, before any weight is read.
     """
-    tensors = _tensors(folder)
-    prefix = next((prefix for prefix in LAYOUTS if f"{prefix}embed_tokens.weight" in tensors), "model.")
+    tensors, places = check_weights(folder, config, shapes)
     paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    places = [place(tuple(entry.key for entry in path), leaf.shape, config, prefix) for path, leaf in paths]
-    _check_tensors(folder, tensors, {found.name: found.shape for found in places}, prefix)
     # The largest first: while it is converted there is not yet anything beside it.
     order = sorted(range(len(places)), key=lambda number: -paths[number][1].size)
     leaves = {number: _read(tensors, places[number], paths[number][1].shape, np.dtype(dtype)) for number in order}
     return jax.tree.unflatten(structure, [leaves[number] for number in range(len(places))])
+
+
+def check_weights(folder: Path, config: GemmaConfig, shapes: dict[str, Any]) -> tuple[dict[str, Tensor], list[Place]]:
+    """Every tensor of the folder by its name, and the place of each leaf of `shapes`, in their order.
+
+    Raises RequestError as `read_weights` does; the headers are read, and of the weights only a stored head.
+    """
+    tensors = _tensors(folder)
+    prefix = next((prefix for prefix in LAYOUTS if f"{prefix}embed_tokens.weight" in tensors), "model.")
+    paths = jax.tree_util.tree_leaves_with_path(shapes)
+    places = [place(tuple(entry.key for entry in path), leaf.shape, config, prefix) for path, leaf in paths]
+    _check_tensors(folder, tensors, {found.name: found.shape for found in places}, prefix)
+    return tensors, places
 
 
 def _check_tensors(folder: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]], prefix: str) -> None:

@@ -58,7 +58,7 @@ def generate(
     answers: list[Completion | None] = [None] * len(prompts)
     for width, chosen in _batches([len(prompt) for prompt in prompts], batch_size):
         tokens, valid = _left_padded([prompts[index] for index in chosen], width, batch_size)
-        output = np.asarray(_decode(graph, params, tokens, valid, stop_ids, max_new_tokens))
+        output = np.asarray(_decode(graph, params, tokens, valid, np.array(stop_ids, np.int32), max_new_tokens))
         for index, row in zip(chosen, output.tolist(), strict=False):
             answers[index] = _cut(row, stop_ids)
         on_done(len(chosen))
@@ -84,13 +84,13 @@ def _left_padded(prompts: list[list[int]], width: int, rows: int) -> tuple[np.nd
     return tokens, valid
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5))
+@partial(jax.jit, static_argnums=(0, 5))
 def _decode(
     graph: nnx.GraphDef,
     params: dict,
     tokens: jax.Array,
     valid: jax.Array,
-    stop_ids: tuple[int, ...],
+    stop_ids: jax.Array,
     max_new_tokens: int,
 ) -> jax.Array:
     """Output tokens [B, max_new_tokens]; from the first stop token on, the first of `stop_ids`."""
@@ -125,7 +125,7 @@ def _decode(
             valid=seen,
             cache=cache,
             output=output,
-            done=state.done | jnp.isin(state.next_token, jnp.array(stop_ids)),
+            done=state.done | jnp.isin(state.next_token, stop_ids),
         )
 
     return jax.lax.while_loop(going_on, write_one, start).output

@@ -1,7 +1,7 @@
 """Where a model comes from: made from scratch, a released Gemma on disk, or a checkpoint of ours.
 
     base_model("tiny", seed=42, tokenizer_file=dataset.tokenizer_file)   # fresh weights of that seed
-    base_model("google/gemma-2b-it", …)                                  # the local Hugging Face cache
+    base_model("google/gemma-2b-it", …, dtype=jnp.bfloat16)              # the Hugging Face cache, or its hub
     load_model(run / "checkpoint-final")                                 # what training wrote
 
 A checkpoint of ours stands alone: `weights/`, `tokenizer.json`, and `model.json` with the shape, the name of
@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from lib.config import Config, LoraConfig
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.errors import RequestError
 from lib.files import is_sealed, sealed, sha256_file, write_json
-from lib.model.gemma import PRESETS, Gemma, GemmaConfig, in_dtype
+from lib.model.gemma import PRESETS, Gemma, GemmaConfig
 from lib.model.lora import join, split, with_adapters
 from lib.model.released import find_released, is_from_scratch
 from lib.model.released_config import read_config
-from lib.model.released_weights import read_weights
+from lib.model.released_weights import check_weights, read_weights
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 
 FORMAT_VERSION = "1.0"
@@ -53,15 +52,16 @@ class Model(NamedTuple):
 
 
 def base_model(name: str, seed: int, tokenizer_file: Path, dtype: str = "float32") -> Model:
-    """The model before training, its weights in `dtype`. `seed` and `tokenizer_file` serve the ones made from scratch.
+    """The model before training, its weights of `dtype`. `seed` and `tokenizer_file` serve those made from scratch.
 
-    Raises RequestError where a released model is not on this machine.
+    Raises RequestError where a released model is not to be had, or is not what gemma.py computes.
     """
     if is_from_scratch(name):
         tokenizer = load_tokenizer(tokenizer_file)
         config = model_config(name, tokenizer)
         graph, state = nnx.split(Gemma(config, nnx.Rngs(seed)))
-        return Model(name, config, graph, in_dtype(nnx.to_pure_dict(state), dtype), tokenizer)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.to_pure_dict(state))
+        return Model(name, config, graph, params, tokenizer)
     return _released_model(name, find_released(name), dtype)
 
 
@@ -153,16 +153,31 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _released_model(name: str, folder: Path, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
-    config = read_config(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+def check_released(name: str) -> None:
+    """Refuse what `base_model` would, before any weight is read: config.json, tokenizer, the header of every shard.
+
+    Raises RequestError.
+    """
+    folder = find_released(name)
+    config, _ = _read_beside(name, folder)
+    check_weights(folder, config, abstract(config)[1])
+
+
+def _released_model(name: str, folder: Path, dtype: jax.typing.DTypeLike) -> Model:
+    config, tokenizer = _read_beside(name, folder)
+    graph, shapes = abstract(config)
+    return Model(name, config, graph, read_weights(folder, config, shapes, dtype), tokenizer)
+
+
+def _read_beside(name: str, folder: Path) -> tuple[GemmaConfig, Tokenizer]:
+    """What lies beside the weights, and belongs to them."""
+    config, tokenizer = read_config(folder), load_tokenizer(folder / "tokenizer.json")
     if tokenizer.vocab_size > config.vocab_size:
         raise RequestError(
             f"model {name}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {config.vocab_size}; "
             f"{folder} does not belong together"
         )
-    graph, shapes = abstract(config)
-    return Model(name, config, graph, read_weights(folder, config, shapes, dtype), tokenizer)
+    return config, tokenizer
 
 
 def abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from lib.data.dataset import dataset_tokenizer
 from lib.data.renderer import CONTROL_TOKENS, render_example
@@ -92,6 +94,56 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match="other.json: not a Gemma tokenizer, it has no <start_of_turn>"):
         load_tokenizer(tmp_path / "other.json")
 
+
+# ---- a released one -----------------------------------------------------------------------------------------
+
+WORDS = ["▁", "H", "e", "l", "o", "He", "ll", "Hell", "Hello", "▁Hello", "\n", "▁▁"]
+
+
+def released(path: Path, *, picture: bool = False) -> Path:
+    """As a Gemma's tokenizer.json is built: control tokens, byte tokens and pieces in one vocabulary, merges, `<bos>`.
+
+    Ids as in Gemma 3, where the turns' tokens stand behind 99 unused ones, and a picture's behind everything.
+    """
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<unused{number}>" for number in range(99))]
+    pieces += ["[@BOS@]", "<start_of_turn>", "<end_of_turn>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    merges = [("H", "e"), ("l", "l"), ("He", "ll"), ("Hell", "o"), ("▁", "Hello"), ("▁", "▁")]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    backend = HuggingFaceTokenizer(model)
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = [*CONTROL_TOKENS, *(["<image_soft_token>"] if picture else [])]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
+    backend.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("picture", [False, True])
+def test_a_released_tokenizer_keeps_its_ids_and_any_text(tmp_path: Path, picture: bool):
+    found = load_tokenizer(released(tmp_path / "tokenizer.json", picture=picture))
+    assert (found.bos_id, found.eos_id, found.end_of_turn_id) == (2, 1, 106)
+    assert found.vocab_size == 107 + 256 + len(WORDS)
+    assert found.pieces(found.encode("<start_of_turn>Hello Hello é<end_of_turn>\n")) == [
+        "<start_of_turn>", "Hello", "▁Hello", "▁", "<0xC3>", "<0xA9>", "<end_of_turn>", "\n",
+    ]  # fmt: skip
+    for text in ("Hello  Hello\n é漢😀", "  \t", "<image_soft_token>", "<0x41>", "\0\u2028", ""):
+        assert found.decode(found.encode(text)) == text and max(found.encode(text), default=0) < found.vocab_size
+
+
+def test_the_token_of_a_picture_is_no_part_of_what_a_text_can_be(tmp_path: Path):
+    """Gemma 3 1B has an embedding of 262,144 tokens, and a tokenizer in which this one has the id 262,144."""
+    path = released(tmp_path / "tokenizer.json", picture=True)
+    whole = HuggingFaceTokenizer.from_file(str(path))
+    found = load_tokenizer(path)
+    assert whole.token_to_id("<image_soft_token>") == found.vocab_size == whole.get_vocab_size() - 1
+    found.save(tmp_path / "again.json")
+    assert load_tokenizer(tmp_path / "again.json").to_json() == found.to_json()
+
+
+# ---- in any process -----------------------------------------------------------------------------------------
 
 TRAIN = """
 import hashlib

@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 from safetensors.flax import save_file
 
+from lib.data.tokenizer import Tokenizer
 from lib.errors import RequestError
 from lib.files import repository_root
 from lib.model.gemma import GENERATIONS, PRESETS, Gemma, GemmaConfig
 from lib.model.released_config import read_config
-from lib.model.released_weights import read_weights
 from lib.model.storage import tree_digest
-from lib.model.weights import Model, base_model
+from lib.model.weights import Model, base_model, check_released
 
 # ---- config.json ----------------------------------------------------------------------------------------------
 
@@ -179,14 +179,18 @@ VISION = {
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
 def toy(request: pytest.FixtureRequest, two_layer_model: Model) -> Model:
-    """A toy of each generation, with random scales in its norms."""
+    """A toy of each generation."""
     generation = request.param
     later = {"sliding_window": 8, "query_pre_attn_scalar": 12} if generation > 1 else {}
-    config = replace(two_layer_model.config, **GENERATIONS[generation], **later)
+    return drawn(replace(two_layer_model.config, **GENERATIONS[generation], **later), two_layer_model.tokenizer)
+
+
+def drawn(config: GemmaConfig, tokenizer: Tokenizer) -> Model:
+    """A model with weights, and scales in its norms, that numpy draws: in no time."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0))))
     source = np.random.default_rng(0)
-    drawn = jax.tree.map(lambda leaf: jnp.asarray(source.normal(0, 0.2, leaf.shape), leaf.dtype), state)
-    return Model("toy", config, graph, nnx.to_pure_dict(drawn), two_layer_model.tokenizer)
+    params = jax.tree.map(lambda leaf: jnp.asarray(source.normal(0, 0.2, leaf.shape), leaf.dtype), state)
+    return Model("toy", config, graph, nnx.to_pure_dict(params), tokenizer)
 
 
 def tensors(model: Model) -> dict[str, jax.Array]:
@@ -248,9 +252,12 @@ def loaded(folder: Path) -> Model:
 
 
 def refusal(folder: Path) -> str:
+    """Of the folder, the same whether it is loaded or only checked."""
     with pytest.raises(RequestError) as caught:
         loaded(folder)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(RequestError) as checked:
+        check_released(str(folder))
+    assert str(caught.value) == str(checked.value) and "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -273,22 +280,23 @@ def test_shards_half_precision_and_a_stored_head_make_no_difference(toy: Model, 
 
 def test_the_dtype_is_what_is_asked_for(toy: Model, tmp_path: Path):
     folder = released(tmp_path / "gemma", toy)
-    found = read_weights(folder, toy.config, toy.params, jnp.bfloat16)
-    assert tree_digest(found) == tree_digest(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), toy.params))
+    check_released(str(folder))
+    found = base_model(str(folder), seed=0, tokenizer_file=Path("none"), dtype=jnp.bfloat16)
+    assert tree_digest(found.params) == tree_digest(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), toy.params))
 
 
 @pytest.mark.parametrize("old, new", [("model.", "language_model.model."), ("model.", "model.language_model.")])
 def test_of_a_model_that_sees_the_part_that_reads_is_taken(two_layer_model: Model, old: str, new: str, tmp_path: Path):
     later = {"sliding_window": 8, "rope_scale": 8.0, "query_pre_attn_scalar": 12}
     config = replace(two_layer_model.config, **GENERATIONS[3], **later)
-    graph, state = nnx.split(Gemma(config, nnx.Rngs(0)))
-    model = Model("toy", config, graph, nnx.to_pure_dict(state), two_layer_model.tokenizer)
+    model = drawn(config, two_layer_model.tokenizer)
     own = {name.replace(old, new, 1): tensor for name, tensor in tensors(model).items()}
     vision = {name if new.startswith("language") else f"model.{name}": tensor for name, tensor in VISION.items()}
     text = sizes(config) | {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     folder = released(tmp_path / "gemma", model, own | vision)
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": {}}))
-    assert (loaded(folder).config, loaded(folder).weights_sha256) == (config, model.weights_sha256)
+    found = loaded(folder)
+    assert (found.config, found.weights_sha256) == (config, model.weights_sha256)
 
 
 def test_parts_for_pictures_have_no_place_in_a_model_that_only_reads(two_layer_model: Model, tmp_path: Path):
@@ -379,7 +387,10 @@ def test_pickles_are_never_opened(two_layer_model: Model, name: str, tmp_path: P
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(two_layer_model: Model, tmp_path: Path):
     folder = released(tmp_path / "gemma", two_layer_model, vocab_size=two_layer_model.config.vocab_size - 1)
-    assert "its embedding" in refusal(folder)
+    size = two_layer_model.config.vocab_size
+    assert f"its tokenizer has {size} tokens, its embedding {size - 1}; {folder} does not" in refusal(folder)
+    (folder / "tokenizer.json").unlink()
+    assert f"{folder}/tokenizer.json: no tokenizer there" in refusal(folder)
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------
