@@ -110,12 +110,13 @@ def _indexed() -> Iterator[None]:
 
 def preflight(config: Config) -> None:
     """Refuse, before a run folder is made, what could only fail later: the eval set and the weights must be there."""
-    from lib.model.released import is_from_scratch
+    from lib.model.released import find_released, is_from_scratch
     from lib.training.trainers import tunix_version
 
     find_eval_set(config.evaluation.eval_set)
     if not is_from_scratch(config.model.name):
-        from lib.model.weights import check_released  # which imports jax
+        find_released(config.model.name)
+        from lib.model.weights import check_released  # imports jax: not before there is something to check
 
         check_released(config.model.name)
     if config.training.trainer == "tunix":

@@ -96,7 +96,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     Raises RequestError where training would be refused.
     """
     from lib.model.released import find_released, is_from_scratch
-    from lib.model.weights import model_config
+    from lib.model.weights import check_released, model_config
     from lib.training.fingerprint import fingerprint
     from lib.training.plan import check_plan, compiled_step, shapes_of
     from lib.training.trainers import tunix_version
@@ -117,10 +117,13 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         if is_from_scratch(config.model.name):
             tokenizer, _ = tokenizer_beside(data, examples)
         else:
-            tokenizer = load_tokenizer(find_released(config.model.name) / "tokenizer.json")
+            folder = find_released(config.model.name, fetch=False)  # a dry run fetches nothing
     except RequestError as missing:
         lines.append(f"not checked: weights, and lengths in tokens; {missing}")
     else:
+        if not is_from_scratch(config.model.name):
+            check_released(config.model.name)
+            tokenizer = load_tokenizer(folder / "tokenizer.json")
         found = validate_examples(examples, tokenizer, config.model.max_length)
         if found.too_long:
             raise RequestError(describe_too_long(found.too_long, found.checked, found.max_length))

@@ -98,6 +98,7 @@ def save_model(folder: Path, model: Model, **facts: Any) -> str:
         "base": model.name,
         "config": asdict(model.config),
         "dtype": model.dtype,
+        "kept_in": str(model.params["embedding"].dtype),
         "weights_sha256": digest,
         "tokenizer_file_sha256": sha256_file(folder / "tokenizer.json"),
     }
@@ -116,7 +117,7 @@ def load_model(folder: Path) -> Model:
     if "lora" in about:
         return _load_adapted(folder, about)
     config = GemmaConfig(**about["config"])
-    graph, shapes = abstract(config)
+    graph, shapes = abstract(config, about.get("kept_in", "float32"))
     params = restore_tree(folder / "weights", shapes, about["weights_sha256"])
     return Model(about["base"], config, graph, params, load_tokenizer(tokenizer_file), about.get("dtype", "float32"))
 
@@ -180,7 +181,7 @@ def _read_beside(name: str, folder: Path) -> tuple[GemmaConfig, Tokenizer]:
     return config, tokenizer
 
 
-def abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def abstract(config: GemmaConfig, dtype: str = "float32") -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and shapes of a model, without making its weights."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0))))
-    return graph, nnx.to_pure_dict(state)
+    return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.to_pure_dict(state))

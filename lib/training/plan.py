@@ -57,11 +57,10 @@ class Shapes(NamedTuple):
 
 def shapes_of(model: GemmaConfig, config: Config) -> Shapes:
     """The shapes that this configuration trains a model of, without its weights."""
-    graph, params = abstract(model)
     lora = config.training.lora
+    graph, params = abstract(model, config.model.dtype if lora else "float32")
     if lora is None:
         return Shapes(graph, params, {})
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.dtype), params)
     made = {}
 
     def adapted() -> dict[str, Any]:

@@ -21,8 +21,10 @@ from lib.model.weights import Model, base_model, load_model
 from lib.training import trainers
 from lib.training.loop import train
 
-SHORT = replace(CONFIG.training, num_steps=8, learning_rate=3e-3, per_device_batch_size=1, grad_accum_steps=2, log_every=1, eval_every=4,
-                checkpoint_every=3)  # fmt: skip
+SHORT = replace(
+    CONFIG.training, num_steps=8, learning_rate=3e-3, per_device_batch_size=1, grad_accum_steps=2, log_every=1,
+    eval_every=4, checkpoint_every=3,
+)  # fmt: skip
 KINDS = {
     "adamw": SHORT,
     "adafactor": replace(SHORT, optimizer="adafactor"),
