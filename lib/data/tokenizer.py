@@ -39,7 +39,8 @@ class Tokenizer:
         missing = [token for token, index in ids.items() if index is None]
         if missing:
             raise RequestError(f"{origin}: not a Gemma tokenizer, it has no {', '.join(missing)}")
-        self.bos_id, self.eos_id, self.end_of_turn_id = ids["<bos>"], ids["<eos>"], ids["<end_of_turn>"]
+        self.pad_id, self.bos_id, self.eos_id = ids["<pad>"], ids["<bos>"], ids["<eos>"]
+        self.end_of_turn_id = ids["<end_of_turn>"]
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; a control token written in it becomes its id. No `<bos>` is added."""
