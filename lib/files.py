@@ -92,9 +92,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RequestError(f"{path}: there is something already; give a folder that is new or empty")
+    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
         yield Path(scratch)
         os.chmod(scratch, 0o777 & ~_umask())
