@@ -252,6 +252,14 @@ def eval_report(arguments: argparse.Namespace) -> None:
     say(f"Report: {shown_path(arguments.output)}")
 
 
+def export(arguments: argparse.Namespace) -> None:
+    from lib.experiments.export import export_model
+
+    done = export_model(arguments.run, arguments.to, arguments.dtype, arguments.adapters)
+    say(f"{done.name}: {done.parameters:,} parameters in {done.dtype}, weights sha256 {done.weights_sha256[:16]}")
+    say(f"Exported: {shown_path(arguments.to)}; its README.md says where the model is from")
+
+
 def runs_list(arguments: argparse.Namespace) -> None:
     from lib.experiments.report import write_index
     from lib.experiments.run import list_runs
@@ -519,6 +527,13 @@ def parser() -> Parser:
         metavar="C.yaml",
         help="states the rule of the verdict (default: p < 0.05 and at least 1 point)",
     )
+
+    made = verb(verbs, "export", export, "Write a tuned model as the folder that Hugging Face libraries load.",
+                "export 20261122_101500_quickstart --to exported")  # fmt: skip
+    flag(made, "run", metavar="RUN", help="a run folder, its name in the home, or a checkpoint folder")
+    flag(made, "--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
+    flag(made, "--dtype", choices=("float32", "bfloat16"), default="", help="default: as the checkpoint has them")
+    flag(made, "--adapters", action="store_true", help="LoRA's adapters alone, for peft; else they are merged")
 
     runs = group("runs", "List, verify, compare and reproduce runs.")
     made = verb(runs, "list", runs_list, "Every run, with its status and verdict.", "runs list")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,30 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
         with suppress(FileNotFoundError):
             os.unlink(scratch)
         if isinstance(error, OSError) and (not error.filename or str(error.filename).endswith(".tmp")):
+            error.filename = str(path)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path` when the block ends, and leaves no trace when it raises.
+
+    Raises RequestError where there is something at `path` already but an empty folder. An OSError names `path`.
+    """
+    path = path.resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RequestError(f"{path}: there is something already; give a folder that is new or empty")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = ""
+    try:
+        scratch = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
+        yield Path(scratch)
+        os.chmod(scratch, 0o777 & ~_umask())
+        os.replace(scratch, path)
+    except BaseException as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError) and (not error.filename or scratch in str(error.filename)):
             error.filename = str(path)
         raise
     _sync_folder(path.parent)

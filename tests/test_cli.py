@@ -453,6 +453,9 @@ WRONG = {
         ["eval", "report", "--before", "{folder}/bad.jsonl", "--after", "b", "--output", "c"], "bad.jsonl:1: ",
     ),
     "no run": (["runs", "show", "absent"], "run absent: no run_manifest.json and no state.json there"),
+    "export of no run": (["export", "absent", "--to", "o"], "run absent: no run_manifest.json and no state.json there"),
+    "export to nowhere": (["export", "absent"], "required: --to"),
+    "export as what": (["export", "absent", "--to", "o", "--dtype", "float23"], "did you mean float32?"),
     "output below a file": (
         [*GENERATE, "--count", "1", "--output", "{folder}/bad.jsonl/x/t.jsonl"], "bad.jsonl/x: Not a directory",
     ),

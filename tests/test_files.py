@@ -13,6 +13,7 @@ import pytest
 
 from lib.errors import RequestError
 from lib.files import (
+    atomic_folder,
     atomic_open,
     atomic_write,
     child,
@@ -40,6 +41,34 @@ def test_f23_an_interrupted_write_leaves_the_old_content_alone(tmp_path: Path, i
         file.write(b"new")
         raise interruption
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
+    folder = tmp_path / "new" / "folder"
+    with atomic_folder(folder) as scratch:
+        (scratch / "file").write_text("x")
+        assert not folder.exists()
+    assert [path.name for path in folder.parent.rglob("*")] == ["folder", "file"]
+    for interruption in (ValueError, KeyboardInterrupt):
+        with pytest.raises(interruption), atomic_folder(tmp_path / "other") as scratch:
+            (scratch / "file").write_text("x")
+            raise interruption
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_folder_replaces_an_empty_one_and_nothing_else(tmp_path: Path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("old")
+    with atomic_folder(folder) as scratch:
+        (scratch / "file").write_text("x")
+    for taken in (folder, file):
+        with pytest.raises(RequestError, match="there is something already"), atomic_folder(taken):
+            raise AssertionError("not reached")
+    with pytest.raises(OSError) as caught, atomic_folder(file / "folder"):
+        raise AssertionError("not reached")
+    assert str(caught.value.filename) == str(file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"] and file.read_text() == "old"
 
 
 KILLED = """

@@ -15,6 +15,7 @@ Follows the formatting page of the Gemma documentation (a system instruction goe
 user's turn, as Gemma has no system role).
 """
 
+import json
 import re
 from typing import NamedTuple, Protocol
 
@@ -32,6 +33,25 @@ _USER, _MODEL, _END = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_o
 _CONVERSATION = re.compile(
     f"(?:<bos>)?{_USER}(?P<prompt>.*?){_END}\n{_MODEL}(?P<response>.*?)(?:{_END})?\n?", re.DOTALL
 )
+
+# The same text as Jinja, for who reads chats with something else. Messages are of user and assistant in turns, after
+# at most one of system; $INSTRUCTION stands for the text of one that is not there.
+_CHAT_TEMPLATE = r"""
+{{- bos_token -}}
+{%- set given = messages[0]['role'] == 'system' -%}
+{%- set instruction = messages[0]['content'] if given else $INSTRUCTION -%}
+{%- for message in (messages[1:] if given else messages) -%}
+{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
+{{- raise_exception('expected messages of user and assistant in turns, after at most one of system') -}}
+{%- endif -%}
+{{- '' if loop.first else '\n' -}}
+{{- '<start_of_turn>user\n' if message['role'] == 'user' else '<start_of_turn>model\n' -}}
+{{- instruction + '\n\n' if instruction and loop.first else '' -}}
+{{- message['content'] -}}
+{{- '<end_of_turn>' -}}
+{%- endfor -%}
+{{- '\n<start_of_turn>model\n' if add_generation_prompt else '' -}}
+""".strip()
 
 
 class Example(NamedTuple):
@@ -104,6 +124,14 @@ def render_turns(prompt: str) -> str:
 def render_conversation(example: Example) -> str:
     """The whole text, as the `tunix_sft` export holds it."""
     return f"{render_turns(example.prompt)}{example.response}{_END}"
+
+
+def chat_template(system_instruction: str = "") -> str:
+    """The Jinja template of the same text, `<bos>` before it; `system_instruction` is that of a chat that has none.
+
+    So a question that stands alone is asked as those that the model was trained on.
+    """
+    return _CHAT_TEMPLATE.replace("$INSTRUCTION", json.dumps(system_instruction, ensure_ascii=False))
 
 
 def encode_example(example: Example, tokenizer: Encoder) -> EncodedExample:

@@ -43,7 +43,8 @@ class Tokenizer:
         if missing:
             raise RequestError(f"{origin}: not a Gemma tokenizer, it has no {', '.join(missing)}")
         self.vocab_size = 1 + max(backend.get_vocab().values())  # what an embedding needs, whatever gaps there are
-        self.bos_id, self.eos_id, self.end_of_turn_id = ids["<bos>"], ids["<eos>"], ids["<end_of_turn>"]
+        self.pad_id, self.bos_id, self.eos_id = ids["<pad>"], ids["<bos>"], ids["<eos>"]
+        self.end_of_turn_id = ids["<end_of_turn>"]
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; a control token written in it becomes its id. No `<bos>` is added."""

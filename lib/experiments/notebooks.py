@@ -30,7 +30,7 @@ from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
-from lib.experiments.report import printable
+from lib.experiments.markdown import printable
 from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_write, repository_root, shown_path
 from lib.progress import VARIABLE, terminal

@@ -9,7 +9,6 @@ in a terminal too, characters that a terminal obeys are shown instead.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +22,10 @@ from lib.data.tokenizer import Tokenizer
 from lib.evaluation.compare import Comparison, ItemResult, Summary
 from lib.evaluation.statistics import Interval
 from lib.experiments.figures import accuracy_figure, loss_figure, svg
+from lib.experiments.markdown import fenced, inline, table
 from lib.files import atomic_write
 
 SHOWN = 10
-# What is obeyed and not seen: control characters by a terminal, overrides of the writing direction by the reader's eye.
-_OBEYED = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-_OBEYED |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
 
 
 class TokenSpan(NamedTuple):
@@ -107,16 +104,16 @@ def markdown(comparison: Comparison) -> str:
     before, after, confidence = comparison.before, comparison.after, f"{100 * (1 - comparison.rule.alpha):g} %"
     sections = [
         "# Delta report",
-        f"**{_inline(comparison.headline)}**",
-        f"Before: {_inline(before.model)}, weights {_inline(before.weights_sha256[:12])}. "
-        f"After: {_inline(after.model)}, weights {_inline(after.weights_sha256[:12])}. "
-        f"Eval set: {_inline(before.eval_set)}, {comparison.paired.n} items.",
+        f"**{inline(comparison.headline)}**",
+        f"Before: {inline(before.model)}, weights {inline(before.weights_sha256[:12])}. "
+        f"After: {inline(after.model)}, weights {inline(after.weights_sha256[:12])}. "
+        f"Eval set: {inline(before.eval_set)}, {comparison.paired.n} items.",
         f"Rule, set before the run: improved or regressed where the exact McNemar test gives p < "
         f"{comparison.rule.alpha:g} and accuracy changes by {100 * comparison.rule.min_effect:.1f} points or more; "
         "otherwise no detectable change. Accuracy is correct items over all items; an item without a readable "
         "answer, or cut off by the token limit, is not correct and is counted apart.",
         "## Counts",
-        _table(
+        table(
             ["", "before", "after"],
             [
                 ["items", before_n := comparison.before_summary.n, before_n],
@@ -138,9 +135,9 @@ def markdown(comparison: Comparison) -> str:
         f"{100 * comparison.paired.high:+.1f}); {comparison.paired.fixed} fixed, "
         f"{comparison.paired.broken} broken; exact McNemar p = {comparison.paired.p_value:.3g}.",
         "## By category",
-        _table(
+        table(
             ["category", "n", "before", "after"],
-            [[_inline(c.name), c.before.n, _accuracy(c.before), _accuracy(c.after)] for c in comparison.categories],
+            [[inline(c.name), c.before.n, _accuracy(c.before), _accuracy(c.after)] for c in comparison.categories],
         ),
         _leaks(comparison),
         _step_errors(comparison),
@@ -156,11 +153,6 @@ def visible(completion: str) -> str:
     if completion.strip():
         return completion
     return f"({len(completion)} blanks and line breaks, no text)" if completion else "(nothing)"
-
-
-def printable(text: str) -> str:
-    """The text with a picture for each control character: `\x1b[2J` clears a terminal, `␛[2J` is read."""
-    return text.translate(_OBEYED)
 
 
 def percent(share: float, signed: bool = False) -> str:
@@ -192,10 +184,10 @@ def _leaks(comparison: Comparison) -> str:
         return "## Leaks\n\nNot looked for, as the training data was not given."
     if not comparison.leaks:
         return "## Leaks\n\nNo item is asked in the training data."
-    rows = [[_inline(leak.item), leak.kind, _inline(leak.trace)] for leak in comparison.leaks[:SHOWN]]
+    rows = [[inline(leak.item), leak.kind, inline(leak.trace)] for leak in comparison.leaks[:SHOWN]]
     more = len(comparison.leaks) - SHOWN
     rest = f"\n\nAnd {more} more pairs, whole in comparison.json beside this report." if more > 0 else ""
-    return f"## Leaks ({comparison.leaking_items} items)\n\n" + _table(["item", "kind", "training trace"], rows) + rest
+    return f"## Leaks ({comparison.leaking_items} items)\n\n" + table(["item", "kind", "training trace"], rows) + rest
 
 
 def _step_errors(comparison: Comparison) -> str:
@@ -206,15 +198,15 @@ def _step_errors(comparison: Comparison) -> str:
     if not comparison.step_errors:
         return "## Reasoning steps\n\nEvery step that the tuned model wrote is true."
     rows = sorted(comparison.step_errors.items(), key=lambda row: -row[1])
-    return "## Reasoning steps that were wrong after training\n\n" + _table(["step", "times"], rows)
+    return "## Reasoning steps that were wrong after training\n\n" + table(["step", "times"], rows)
 
 
 def _pairs(title: str, pairs: list[tuple[ItemResult, ItemResult]]) -> list[str]:
     sections = [f"## {title} ({len(pairs)})"]
     for before, after in pairs[:SHOWN]:
-        sections += [f"### {_inline(before.id)}", f"Expected: {_inline(before.expected)}", _fenced(before.prompt)]
-        sections += [f"Before ({before.verdict}):", _fenced(visible(before.completion))]
-        sections += [f"After ({after.verdict}):", _fenced(visible(after.completion))]
+        sections += [f"### {inline(before.id)}", f"Expected: {inline(before.expected)}", fenced(before.prompt)]
+        sections += [f"Before ({before.verdict}):", fenced(visible(before.completion))]
+        sections += [f"After ({after.verdict}):", fenced(visible(after.completion))]
     return [*sections, *_rest([after for _, after in pairs])]
 
 
@@ -223,31 +215,14 @@ def _unsound_items(items: list[ItemResult]) -> list[str]:
         return []
     sections = [f"## Right answer, wrong reasoning ({len(items)})"]
     for item in items[:SHOWN]:
-        sections += [f"### {_inline(item.id)}", f"First wrong: {_inline(item.first_error)}"]
-        sections += [_fenced(visible(item.completion))]
+        sections += [f"### {inline(item.id)}", f"First wrong: {inline(item.first_error)}"]
+        sections += [fenced(visible(item.completion))]
     return [*sections, *_rest(items)]
 
 
 def _rest(items: list[ItemResult]) -> list[str]:
     more = len(items) - SHOWN
     return [f"And {more} more, whole in the evaluation outputs beside this report."] if more > 0 else []
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _fenced(text: str) -> str:
-    """The text as a code block that it cannot leave, nor hide anything in."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}text\n{printable(text)}\n{fence}"
-
-
-def _inline(text: str) -> str:
-    """The text within a line of Markdown, with nothing in it that means something there, a bare URL included."""
-    line = printable(" ".join(text.split()))
-    return re.sub(r"([\\`*_{}\[\]<>#|!&~$@]|:(?=//)|(?<=[a-z])\.(?=\w))", r"\\\1", line, flags=re.IGNORECASE)
 
 
 def _templates() -> Environment:

@@ -1,17 +1,20 @@
 """config.json of a released Gemma: the shape it states, and a refusal of every field that gemma.py computes otherwise.
 
     read_config(folder) == PRESETS["gemma3-270m"]
+    config_fields(PRESETS["gemma3-270m"])           # {"model_type": "gemma3_text", "hidden_size": 640, …}
 
 Read are model_type gemma, gemma2, gemma3_text, and of gemma3 the text_config, as transformers 4 and 5 write them.
+Written are the first three, in the words of both.
 """
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lib.errors import RequestError
-from lib.model.gemma import GENERATIONS, NORM_EPSILON, GemmaConfig
+from lib.model.gemma import GENERATIONS, LOCAL_ROPE_BASE, NORM_EPSILON, GemmaConfig
 
 MODEL_TYPES = {"gemma": 1, "gemma2": 2, "gemma3_text": 3}
 
@@ -61,6 +64,9 @@ BESIDE_VISION = {
     "vision_config", "mm_tokens_per_image", "image_token_index", "image_token_id", "boi_token_index", "boi_token_id",
     "eoi_token_index", "eoi_token_id",
 }  # fmt: skip
+
+
+# ---- reading --------------------------------------------------------------------------------------------------
 
 
 def read_config(folder: Path) -> GemmaConfig:
@@ -116,9 +122,12 @@ def _size(where: str, found: dict[str, Any], name: str) -> int:
     return int(value)
 
 
+def _layer_types(config: GemmaConfig) -> list[str]:
+    return ["sliding_attention" if config.is_local(layer) else "full_attention" for layer in range(config.num_layers)]
+
+
 def _check_layer_types(where: str, found: Any, config: GemmaConfig) -> None:
-    kinds = ["sliding_attention" if config.is_local(layer) else "full_attention" for layer in range(config.num_layers)]
-    if found is not None and found != kinds:
+    if found is not None and found != _layer_types(config):
         raise RequestError(
             f"{where}: layer_types: expected {config.num_layers} layers, full_attention every {config.global_every} "
             f"and sliding_attention between, got {_shown(found)}"
@@ -180,3 +189,47 @@ def json_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RequestError(f"{path} is not readable (expected an object)")
     return found
+
+
+# ---- writing --------------------------------------------------------------------------------------------------
+
+ARCHITECTURES = {1: "GemmaForCausalLM", 2: "Gemma2ForCausalLM", 3: "Gemma3ForCausalLM"}
+# As released. It bounds nothing that is computed, in gemma.py or in transformers; some servers ask for it.
+CONTEXT = {1: 8_192, 2: 8_192, 3: 32_768}
+LONG_CONTEXT = 131_072  # of the models whose positions are divided
+
+
+def config_fields(config: GemmaConfig) -> dict[str, Any]:
+    """What config.json says of this shape. Raises RequestError where no released Gemma has such a one."""
+    generation = generation_of(config)
+    names = SIZES if generation == 1 else SIZES | LATER_SIZES
+    sizes = asdict(config) | {"query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim}
+    kind = next(name for name, number in MODEL_TYPES.items() if number == generation)
+    fields = {"architectures": [ARCHITECTURES[generation]], "model_type": kind}
+    fields |= {theirs: sizes[ours] for ours, theirs in names.items()}
+    fields |= {name: values[0] for name, values in (FIXED | FIXED_IN[generation]).items()}
+    if generation > 1:
+        fields["layer_types"] = _layer_types(config)
+    fields |= {"max_position_embeddings": LONG_CONTEXT if config.rope_scale > 1 else CONTEXT[generation]}
+    fields |= _rope_fields(config, generation)
+    if _text_config("the shape", fields, generation) != config:
+        raise RequestError(f"model: no {kind} of transformers has its shape, {config}")
+    return fields
+
+
+def generation_of(config: GemmaConfig) -> int:
+    return 3 if config.qk_norm else 2 if config.post_norms else 1
+
+
+def _rope_fields(config: GemmaConfig, generation: int) -> dict[str, Any]:
+    """The positions twice: `rope_parameters` is what transformers 5 writes, the others are what 4 reads."""
+    plain = {"rope_type": "default"}
+    scaling = {"rope_type": "linear", "factor": config.rope_scale} if config.rope_scale > 1 else None
+    fields = {"rope_theta": config.rope_base, "rope_scaling": scaling}
+    if generation < 3:
+        return fields | {"rope_parameters": plain | {"rope_theta": config.rope_base}}
+    ropes = {
+        "full_attention": (scaling or plain) | {"rope_theta": config.rope_base},
+        "sliding_attention": plain | {"rope_theta": LOCAL_ROPE_BASE},
+    }
+    return fields | {"rope_local_base_freq": LOCAL_ROPE_BASE, "rope_parameters": ropes}

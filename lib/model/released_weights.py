@@ -1,14 +1,16 @@
 """Released Gemma weights as Hugging Face keeps them: every tensor has its place in the model, or is refused by name.
 
     params = read_weights(folder, config, shapes)       # safetensors, in one file or in shards with an index
+    write_weights(folder, config, params)               # the same the other way: no number changes
 
-    model.layers.3.mlp.up_proj.weight [F, D]    →    params["layers"][3]["feed_forward"]["up"] [D, F]
+    model.layers.3.mlp.up_proj.weight [F, D]    ↔    params["layers"][3]["feed_forward"]["up"] [D, F]
 
 Of a gemma3 folder the parts for pictures are left aside: `vision_tower` and `multi_modal_projector`. All headers are
-checked before the first number is read, and pickles are never opened.
+checked before the first number is read, and pickles are never opened. Written is the text model alone, block by block.
 Format: https://huggingface.co/docs/safetensors.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lib.errors import RequestError
+from lib.files import atomic_open, write_json
 from lib.model.gemma import GemmaConfig
-from lib.model.released_config import json_object
+from lib.model.released_config import generation_of, json_object
 
 # ---- names ----------------------------------------------------------------------------------------------------
 
@@ -73,7 +76,7 @@ def place(path: tuple[str | int, ...], shape: tuple[int, ...], config: GemmaConf
     """
     if path[0] in OUTSIDE:
         return Place(f"{prefix}{OUTSIDE[path[0]]}.weight", shape, 0)
-    generation = 3 if config.qk_norm else 2 if config.post_norms else 1
+    generation = generation_of(config)
     _, number, *rest = path
     own = ".".join(rest)
     if own in LINEAR:
@@ -93,6 +96,8 @@ def _stored_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
 INDEX = "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 BLOCK_BYTES = 1 << 23
+SHARD_BYTES = 5_000_000_000
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 class Tensor(NamedTuple):
@@ -131,6 +136,23 @@ def check_weights(folder: Path, config: GemmaConfig, shapes: dict[str, Any]) -> 
     places = [place(tuple(entry.key for entry in path), leaf.shape, config, prefix) for path, leaf in paths]
     _check_tensors(folder, tensors, {found.name: found.shape for found in places}, prefix)
     return tensors, places
+
+
+def write_weights(folder: Path, config: GemmaConfig, params: dict[str, Any], dtype: str = "") -> None:
+    """The weights as safetensors, all of `dtype` where it is given, else as they are; in shards where they are large.
+
+    Beside the weights themselves the host holds some megabytes.
+    """
+    placed = [_placed(path, leaf, config, dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    shards = _shards(placed)
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        _write_shard(folder / name, shard)
+    if len(shards) > 1:
+        where = {own.place.name: name for name, shard in zip(names, shards, strict=True) for own in shard}
+        total = sum(own.bytes for own in placed)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _check_tensors(folder: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]], prefix: str) -> None:
@@ -227,6 +249,56 @@ def _blocks(tensor: Tensor) -> Iterator[np.ndarray]:
         # Opened for each block: what has been read of a file stays in memory for as long as it is open.
         with safe_open(tensor.file, framework="numpy") as file:
             yield file.get_slice(tensor.name)[start : min(start + rows, total)]
+
+
+class _Placed(NamedTuple):
+    """A leaf that is to be written: where it lies there, and of which type."""
+
+    place: Place
+    leaf: jax.Array
+    dtype: np.dtype
+
+    @property
+    def bytes(self) -> int:
+        return self.leaf.size * self.dtype.itemsize
+
+
+def _placed(path: tuple, leaf: jax.Array, config: GemmaConfig, dtype: str) -> _Placed:
+    own = place(tuple(entry.key for entry in path), leaf.shape, config)
+    return _Placed(own, leaf, np.dtype(jnp.dtype(dtype or leaf.dtype)))
+
+
+def _shards(placed: list[_Placed]) -> list[list[_Placed]]:
+    """In order, each shard as full as it gets; one that holds a single leaf may be larger."""
+    shards: list[list[_Placed]] = [[]]
+    for own in placed:
+        if shards[-1] and sum(other.bytes for other in [*shards[-1], own]) > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(own)
+    return shards
+
+
+def _write_shard(path: Path, shard: list[_Placed]) -> None:
+    """By hand, as the library's writer wants the whole file in memory: length of the header, header, numbers."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0  # without the format transformers 4 refuses it
+    for own in shard:
+        offsets = [end, end := end + own.bytes]
+        header[own.place.name] = {"dtype": CODES[own.dtype.name], "shape": own.place.shape, "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_open(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for own in shard:
+            file.writelines(_bytes(own))
+
+
+def _bytes(own: _Placed) -> Iterator[bytes]:
+    """The numbers of one leaf in their layout, some megabytes at a time."""
+    ours = np.asarray(own.leaf)
+    theirs = ours.reshape(math.prod(ours.shape[: own.place.inputs]), -1).T if own.place.inputs else ours
+    rows = max(1, BLOCK_BYTES // (4 * math.prod(theirs.shape[1:])))
+    for start in range(0, len(theirs), rows):
+        yield theirs[start : start + rows].astype(own.dtype).tobytes()
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

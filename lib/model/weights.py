@@ -23,7 +23,7 @@ from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.errors import RequestError
 from lib.files import is_sealed, sealed, sha256_file, write_json
 from lib.model.gemma import PRESETS, Gemma, GemmaConfig
-from lib.model.lora import join, split, with_adapters
+from lib.model.lora import join, merged, split, with_adapters
 from lib.model.released import find_released, is_from_scratch
 from lib.model.released_config import read_config
 from lib.model.released_weights import check_weights, read_weights
@@ -76,6 +76,13 @@ def with_lora(base: Model, lora: LoraConfig, seed: int) -> Model:
     """The base with adapters that change nothing yet; its own weights are shared, not copied."""
     graph, params = with_adapters(base.graph, base.params, lora, seed)
     return base._replace(graph=graph, params=params, lora=lora)
+
+
+def without_lora(model: Model) -> Model:
+    """The same model with its adapters merged into its weights; one without any is itself."""
+    if model.lora is None:
+        return model
+    return model._replace(graph=abstract(model.config)[0], params=merged(model.params, model.lora), lora=None)
 
 
 def model_config(name: str, tokenizer: Tokenizer) -> GemmaConfig:

@@ -5,11 +5,14 @@ import re
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lib.data.renderer import (
     CONTROL_TOKENS,
     Example,
     ParsedResponse,
+    chat_template,
     encode_example,
     encode_prompt,
     parse_conversation,
@@ -17,7 +20,9 @@ from lib.data.renderer import (
     refuse_control_tokens,
     render_conversation,
     render_example,
+    render_prompt,
     render_response,
+    render_turns,
 )
 from lib.errors import RequestError
 from lib.trace import make_trace
@@ -139,3 +144,49 @@ def test_a_prompt_is_encoded_alike_in_training_and_in_evaluation():
     prompt = encode_prompt(example.prompt, Letters())
     assert encode_example(example, Letters()).tokens[: len(prompt)] == prompt
     assert Letters().decode(prompt).endswith("<end_of_turn>\n<start_of_turn>model\n")
+
+
+# ---- the same as Jinja ----------------------------------------------------------------------------------------
+
+
+def chat(*contents: str, system: str | None = None, trained: str = "", ask: bool = False) -> str:
+    """What the chat template makes of turns of user and assistant, in an environment as transformers has it."""
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    roles = ("user", "assistant") * len(contents)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+    messages = messages if system is None else [{"role": "system", "content": system}, *messages]
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    given = {"messages": messages, "bos_token": "<bos>", "add_generation_prompt": ask}
+    return jinja.from_string(chat_template(trained)).render(**given, raise_exception=raise_exception)
+
+
+TEXTS = st.text() | st.sampled_from(
+    ["{{ 7 * 7 }}", "{% raw %}", "a\r\nb", " \n ", "\\n\"'", "\U0001f600\u2028", "%}", "-}}"]
+)
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_the_chat_template_renders_what_is_rendered_here(prompt: str, response: str, instruction: str):
+    asked = Example("x", render_prompt(prompt, instruction), response)
+    for said in ({"system": instruction}, {"trained": instruction}, {"system": instruction, "trained": "another"}):
+        assert chat(prompt, response, **said) == f"<bos>{render_conversation(asked)}"
+        assert chat(prompt, **said, ask=True) == f"<bos>{render_turns(asked.prompt)}"
+
+
+def test_a_system_message_that_is_empty_takes_the_instruction_of_training_away():
+    assert chat("2+2?", system="", trained="Be brief.", ask=True) == f"<bos>{render_turns('2+2?')}"
+
+
+def test_a_chat_of_many_turns_is_one_conversation_after_the_other():
+    first, second = render_conversation(Example("1", "S\n\na", "b")), render_turns("c")
+    assert chat("a", "b", "c", system="S", ask=True) == f"<bos>{first}\n{second}"
+
+
+def test_turns_out_of_order_are_refused():
+    wrong = [{"role": "assistant", "content": "a"}], [{"role": "user", "content": "a"}] * 2
+    for messages in wrong:
+        with pytest.raises(Exception, match="raise_exception"):
+            ImmutableSandboxedEnvironment().from_string(chat_template()).render(messages=messages, bos_token="")

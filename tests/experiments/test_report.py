@@ -17,11 +17,11 @@ from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.evaluation.compare import Comparison
 from lib.experiments import report
 from lib.experiments.figures import accuracy_figure, bars, loss_figure, svg
+from lib.experiments.markdown import printable
 from lib.experiments.report import (
     RunFacts,
     drawings,
     markdown,
-    printable,
     show_table,
     show_tokens,
     token_spans,

@@ -38,6 +38,7 @@ from lib.evaluation.compare import Comparison
 from lib.evaluation.leaks import Leak
 from lib.experiments import report
 from lib.experiments.evidence import Row
+from lib.experiments.markdown import printable
 from lib.experiments.notebooks import check_parameters, render
 from lib.experiments.reproduce import Certificate
 from lib.experiments.run import open_run
@@ -270,7 +271,7 @@ def _index_row(text: str) -> dict:
 
 def seen(text: str) -> str:
     """What is left of a text when blanks, line ends, colours and all that has no shape of its own are taken away."""
-    return letters(re.sub("[␍↵]", "", COLOUR.sub("", report.printable(text))))
+    return letters(re.sub("[␍↵]", "", COLOUR.sub("", printable(text))))
 
 
 def assert_shown(page: str, texts: list[str]) -> None:
