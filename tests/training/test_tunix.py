@@ -90,7 +90,7 @@ def test_both_trainers_log_the_same_losses_and_end_with_the_same_model(kind: str
     for name in ("loss", "grad_norm"):
         pairs = [(own[name], other[name]) for own, other in zip(metrics(ours), metrics(theirs), strict=True)]
         apart = max(abs(own - other) / own for own, other in pairs)
-        print(f"{kind}: {name} apart by at most {apart:.1e} in {len(pairs)} steps")
+        print(f"{kind}: {name} {pairs[0][0]:.3g} to {pairs[-1][0]:.3g}, apart by at most {apart:.1e} of it")
         assert apart <= close
     weights = [jax.tree.leaves(load_model(folder / "checkpoint-final").params) for folder in (ours, theirs)]
     apart = max(float(np.abs(own - other).max()) for own, other in zip(*weights, strict=True))
