@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from lib.data.renderer import chat_template
 from lib.data.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def write_adapters(folder: Path, model: Model) -> None:
     """Fill the folder as peft's `PeftModel.from_pretrained(base, folder)` reads it: adapters and no other weight."""
     found = jax.tree_util.tree_leaves_with_path(split(model.params).adapters)
     tensors = dict(_peft_tensor(tuple(entry.key for entry in path), leaf, model) for path, leaf in found)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     write_json(folder / "adapter_config.json", adapter_fields(model))
 
 
