@@ -22,7 +22,7 @@ V vocabulary.
     (2, 8, 768)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -297,6 +297,16 @@ def window_mask(queries: int, keys: int, index: jax.Array | int, window: int) ->
 def in_dtype(params: dict, dtype: str) -> dict:
     """The weights as they are computed with: every matrix in `dtype`; the norms' scales, which are few, as they are."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
+
+
+def parameter_count(config: GemmaConfig) -> int:
+    """Number of weights of a model of this shape, without making one; all its layers have as many."""
+
+    def count(num_layers: int) -> int:
+        model = nnx.eval_shape(lambda: Gemma(replace(config, num_layers=num_layers), nnx.Rngs(0)))
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    return count(1) + (config.num_layers - 1) * (count(2) - count(1))
 
 
 def _project(block: Attention | FeedForward, name: str, equation: str, x: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """The model against its formulas in float64 numpy: arXiv 2403.08295, 1910.07467, 2104.09864, 2002.05202."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from lib.model.gemma import (
     GemmaConfig,
     RMSNorm,
     causal_mask,
+    parameter_count,
     positions,
     rotary_angles,
     rotate,
@@ -212,16 +212,6 @@ def test_writing_into_a_cache_in_pieces_is_reading_at_once(logits, weights: dict
 
 
 # The releases' own counts; of the 4B model that of its text part, with an embedding of 262,208.
-def parameter_count(config: GemmaConfig) -> int:
-    """Number of weights of a model of this shape, without making one; all its layers have as many."""
-
-    def count(num_layers: int) -> int:
-        model = nnx.eval_shape(lambda: Gemma(replace(config, num_layers=num_layers), nnx.Rngs(0)))
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-    return count(1) + (config.num_layers - 1) * (count(2) - count(1))
-
-
 PUBLISHED = {
     "gemma-2b": 2_506_172_416,
     "gemma-7b": 8_537_680_896,
