@@ -1,4 +1,4 @@
-"""Peak memory of the loss over Gemma's vocabulary: logits in chunks against all at once.
+"""Peak memory of the loss over Gemma's vocabulary: logits in parts against all at once.
 
     python benchmarks/loss_memory.py                    # vocabulary 262,144, batch 4, length 512, width 640
 
@@ -46,14 +46,11 @@ def measure(arguments: argparse.Namespace) -> None:
     V, B, T, D = arguments.vocabulary, arguments.batch, arguments.length, arguments.width
 
     class Head:
-        class config:  # noqa: N801
-            vocab_size = V
-
         def __init__(self, embedding: jax.Array):
             self.embedding = embedding
 
-        def logits(self, hidden: jax.Array) -> jax.Array:
-            return jnp.einsum("...D,VD->...V", hidden, self.embedding)
+        def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+            return jnp.einsum("...D,VD->...V", hidden, self.embedding if rows is None else rows)
 
     def mean(embedding: jax.Array, hidden: jax.Array, targets: jax.Array) -> jax.Array:
         most = CHUNK_LOGITS if arguments.only == "chunked" else B * T * V

@@ -144,9 +144,10 @@ class Gemma(nnx.Module):
             views[True] = View(rotary_angles(positions, config.head_dim, LOCAL_ROPE_BASE), near)
         return views
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores over the vocabulary, float32: [..., D] → [..., V]."""
-        scores = jnp.einsum("...D,VD->...V", hidden, self.embedding[...], preferred_element_type=jnp.float32)
+    def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        """Scores over the vocabulary, or over some `rows` [V, D] of the embedding, float32: [..., D] → [..., V]."""
+        rows = self.embedding[...] if rows is None else rows
+        scores = jnp.einsum("...D,VD->...V", hidden, rows, preferred_element_type=jnp.float32)
         return soft_cap(scores, self.config.logit_cap)
 
     def empty_cache(self, batch: int, length: int) -> list[LayerCache]:

@@ -4,8 +4,8 @@ A batch of A × B rows is A micro-batches; losses and gradients are summed over 
 number of trained tokens, so that ragged rows weigh as they would in one large batch.
 
 The logits of a large vocabulary are the memory peak of training, not the weights: 4 × 512 tokens over Gemma's 262,144
-words are 2 GB, and their gradient as much again. So they are made a chunk of tokens at a time, and made again where the
-gradient needs them; a batch whose logits are few is done at once.
+words are 2 GB, and their gradient as much again. So they are made a part of the vocabulary at a time, and made again
+where the gradient needs them; a batch whose logits are few is done at once.
 
 Weights that are not trained go in beside the state, never inside the program: as constants they would be there twice.
 
@@ -48,7 +48,7 @@ class StepMetrics(NamedTuple):
     tokens: jax.Array
 
 
-CHUNK_LOGITS = 1 << 25  # numbers, 128 MiB in float32: more than these are never there at once
+CHUNK_LOGITS = 1 << 24  # numbers, 64 MiB in float32: more than these are never there at once
 
 
 def sum_loss(graph: nnx.GraphDef, dtype: str = "float32", remat: bool = False) -> Loss:
@@ -69,21 +69,39 @@ def sum_loss(graph: nnx.GraphDef, dtype: str = "float32", remat: bool = False) -
 def token_losses(model: Gemma, hidden: jax.Array, targets: jax.Array, most: int = CHUNK_LOGITS) -> jax.Array:
     """Cross-entropy of each token in nats, float32: hidden [B, T, D], targets [B, T] → [B, T].
 
-    No more than `most` logits are there at once, but for one token's.
+    Of more than `most` logits only those of a part of the vocabulary are there at once; the sum of their exponentials
+    is carried on from part to part, beside the largest (as in arXiv 1805.02867).
     """
+    embedding, tokens = model.embedding[...], targets.size
+    V, D = embedding.shape
+    parts = next(count for count in range(max(1, -(-tokens * V // most)), V + 1) if V % count == 0)
+    if parts == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), targets)
 
-    def losses(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(model.logits(chunk[0]), chunk[1])
+    @jax.checkpoint
+    def add(sums: _Sums, part: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
+        rows, start = part
+        logits = model.logits(hidden, rows)  # [B, T, V / parts]
+        largest = jax.lax.stop_gradient(jnp.maximum(sums.largest, logits.max(axis=-1)))
+        total = sums.total * jnp.exp(sums.largest - largest) + jnp.exp(logits - largest[..., None]).sum(axis=-1)
+        place = targets - start
+        own = jnp.take_along_axis(logits, jnp.clip(place, 0, V // parts - 1)[..., None], axis=-1)[..., 0]
+        inside = (place >= 0) & (place < V // parts)
+        return _Sums(largest, total, jnp.where(inside, own, sums.target)), None
 
-    (B, T, D), V = hidden.shape, model.config.vocab_size
-    size = max(1, most // V)  # tokens a chunk
-    if B * T <= size:
-        return losses((hidden, targets))
-    count = -(-B * T // size)
-    padded = jnp.pad(hidden.reshape(B * T, D), ((0, count * size - B * T), (0, 0)))
-    wanted = jnp.pad(targets.reshape(B * T), (0, count * size - B * T))
-    chunks = padded.reshape(count, size, D), wanted.reshape(count, size)
-    return jax.lax.map(jax.checkpoint(losses), chunks).reshape(-1)[: B * T].reshape(B, T)
+    start = _Sums(jnp.full(targets.shape, -jnp.inf), jnp.zeros(targets.shape), jnp.zeros(targets.shape))
+    pieces = embedding.reshape(parts, V // parts, D), jnp.arange(parts) * (V // parts)
+    sums, _ = jax.lax.scan(add, start, pieces)
+    return jnp.log(sums.total) + sums.largest - sums.target
+
+
+class _Sums(NamedTuple):
+    """Of the parts of the vocabulary so far, all [B, T] float32: the largest logit, the sum of exp(logit - largest),
+    and the logit of the target."""
+
+    largest: jax.Array
+    total: jax.Array
+    target: jax.Array
 
 
 def make_train_step(
