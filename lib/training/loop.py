@@ -32,14 +32,14 @@ from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.validation import encode_all
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, is_sealed, sealed, write_json
-from lib.model.lora import join, split
+from lib.model.lora import join
 from lib.model.storage import DamagedError, tree_digest
 from lib.model.weights import Model, load_model, read_about, save_model, with_lora
 from lib.progress import progress
 from lib.training.checkpoints import cut_logs, logs_of, restore_latest, save_checkpoint, saved_steps
 from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.optimizer import make_optimizer
-from lib.training.plan import Shapes, check_plan, compiled_step
+from lib.training.plan import Shapes, check_plan, compiled_step, divided
 from lib.training.step import StepMetrics, TrainState, sum_loss
 from lib.training.trainers import tunix_version
 from lib.training.tunix import tunix_step
@@ -96,11 +96,7 @@ def train(
         about = {"dtype": str(model.params["embedding"].dtype), "weights_sha256": inputs["base_weights_sha256"]}
         adapts["adapts"] = {"seed": config.training.seed} | about
         model = with_lora(model, config.training.lora, config.training.seed)
-    length, parts = batch_length(tuned_on), split(model.params)
-    if model.lora:
-        shapes = Shapes(model.graph, trained=parts.adapters, frozen=parts.base)
-    else:
-        shapes = Shapes(model.graph, trained=parts.base, frozen={})
+    length, shapes = batch_length(tuned_on), divided(model.graph, model.params)
     step, planned = compiled_step(config, shapes, length)
     print(planned)
     check_plan(planned, model.config, config, length)

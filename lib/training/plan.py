@@ -55,12 +55,18 @@ class Shapes(NamedTuple):
     frozen: dict[str, Any]
 
 
+def divided(graph: nnx.GraphDef, params: dict[str, Any]) -> Shapes:
+    """A model's weights as training sees them: where there are adapters, these alone are trained."""
+    parts = split(params)
+    return Shapes(graph, parts.adapters, parts.base) if parts.adapters else Shapes(graph, parts.base, {})
+
+
 def shapes_of(model: GemmaConfig, config: Config) -> Shapes:
     """The shapes that this configuration trains a model of, without its weights."""
     lora = config.training.lora
     graph, params = abstract(model, config.model.dtype if lora else "float32")
     if lora is None:
-        return Shapes(graph, params, {})
+        return divided(graph, params)
     made = {}
 
     def adapted() -> dict[str, Any]:
@@ -68,8 +74,8 @@ def shapes_of(model: GemmaConfig, config: Config) -> Shapes:
         made["graph"], whole = with_adapters(graph, zeros, lora, 0)
         return whole
 
-    parts = split(jax.eval_shape(adapted))
-    return Shapes(made["graph"], parts.adapters, parts.base)
+    whole = jax.eval_shape(adapted)
+    return divided(made["graph"], whole)
 
 
 def compiled_step(config: Config, shapes: Shapes, length: int) -> tuple[jax.stages.Compiled, Plan]:

@@ -23,9 +23,8 @@ from flax import nnx
 
 from lib.data.batches import Batch
 from lib.model.gemma import Gemma, causal_mask, in_dtype, positions
-from lib.model.lora import join
+from lib.model.lora import Params, join
 
-Params = dict
 Loss = Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]
 
 

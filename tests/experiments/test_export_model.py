@@ -173,7 +173,7 @@ def header(text: str) -> dict:
 @pytest.mark.parametrize(
     "base, named",
     [
-        ("google/gemma-2b-it", "google/gemma-2b-it"), ("tiny", None), ("/home/me/gemma", None), ("./gemma", None),
+        ("google/gemma-2b-it", "google/gemma-2b-it"), ("tiny", None), ("/models/gemma", None), ("./gemma", None),
         ("models/of/gemma", None), ("a/b\nlicense: mit", None), ("x/../y", None),
     ],
 )  # fmt: skip

@@ -5,7 +5,6 @@ goldens/ holds what transformers computed (make_goldens.py says how); no test he
 """
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,13 +167,10 @@ def test_reading_in_pieces_into_a_cache_is_reading_at_once(golden: Golden):
 
 
 @pytest.fixture(scope="module")
-def made_now(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_now(parity_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Goldens of other weights and texts, made by the transformers that is installed beside RETRACE_PARITY_PYTHON."""
-    python = os.environ.get("RETRACE_PARITY_PYTHON")
-    if not python:
-        pytest.skip("RETRACE_PARITY_PYTHON names no interpreter with torch and transformers; run `make test-parity`")
     folder = tmp_path_factory.mktemp("goldens")
-    command = [python, str(HERE / "make_goldens.py"), "--output", str(folder), "--seed", "100"]
+    command = [parity_python, str(HERE / "make_goldens.py"), "--output", str(folder), "--seed", "100"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder

@@ -5,7 +5,6 @@ RETRACE_PARITY_PYTHON names.
 """
 
 import json
-import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -111,11 +110,8 @@ LOGITS_CLOSE = 1e-4
 NEW_TOKENS = 64
 
 
-def in_transformers(folder: Path, chats: list, scratch: Path) -> dict[str, np.ndarray]:
+def in_transformers(folder: Path, chats: list, python: str, scratch: Path) -> dict[str, np.ndarray]:
     """What load_exported.py finds in the folder."""
-    python = os.environ.get("RETRACE_PARITY_PYTHON")
-    if not python:
-        pytest.skip("RETRACE_PARITY_PYTHON names no interpreter with torch and transformers; run `make test-parity`")
     (scratch / "chats.json").write_text(json.dumps(chats))
     program = Path(__file__).parent / "load_exported.py"
     command = [python, str(program), str(folder), str(scratch / "chats.json"), str(scratch / "found.npz")]
@@ -152,9 +148,9 @@ def until_stop(tokens: list[int], model: Model) -> list[int]:
     return tokens[:-1] if tokens[-1] in stop else tokens
 
 
-def check(model: Model, folder: Path, instruction: str, scratch: Path) -> list[Completion]:
+def check(model: Model, folder: Path, instruction: str, python: str, scratch: Path) -> list[Completion]:
     """Token ids, logits and greedy answers of our model and of the folder in transformers are the same."""
-    found, asked = in_transformers(folder, CHATS, scratch), prompts(model, instruction)
+    found, asked = in_transformers(folder, CHATS, python, scratch), prompts(model, instruction)
     differences = []
     for number, tokens in enumerate(asked):
         assert found[f"ids_{number}"].tolist() == tokens and tokens.count(model.tokenizer.bos_id) == 1
@@ -170,25 +166,27 @@ def check(model: Model, folder: Path, instruction: str, scratch: Path) -> list[C
 
 
 @pytest.mark.parity
-def test_transformers_loads_the_same_model_tokens_and_answers(toy: Model, tmp_path: Path):
+def test_transformers_loads_the_same_model_tokens_and_answers(toy: Model, parity_python: str, tmp_path: Path):
     folder = written(tmp_path / "exported", toy, system_instruction=INSTRUCTION)
-    found = check(toy, folder, INSTRUCTION, tmp_path)
+    found = check(toy, folder, INSTRUCTION, parity_python, tmp_path)
     assert all(len(set(answer.tokens)) > 5 for answer in found)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("toy", ["gemma2"], indirect=True)
-def test_shards_of_bfloat16_load_as_what_they_were_rounded_to(toy: Model, tmp_path: Path, monkeypatch):
+def test_shards_of_bfloat16_load_as_what_they_were_rounded_to(
+    toy: Model, parity_python: str, tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr(released_weights, "SHARD_BYTES", 10_000)
     folder = written(tmp_path / "exported", toy, dtype="bfloat16")
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), toy.params)
     assert len(list(folder.glob("*.safetensors"))) > 2 and tree_digest(rounded) != toy.weights_sha256
-    check(toy._replace(params=rounded), folder, "", tmp_path)
+    check(toy._replace(params=rounded), folder, "", parity_python, tmp_path)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("toy", ["gemma3_text"], indirect=True)
-def test_an_answer_ends_at_the_end_of_a_turn(toy: Model, tmp_path: Path):
+def test_an_answer_ends_at_the_end_of_a_turn(toy: Model, parity_python: str, tmp_path: Path):
     """The end of a turn is made more likely than a token that is written, by an embedding that is louder than its."""
     tokens = [token for answer in answers(toy, prompts(toy, "")) for token in answer.tokens]
     for token in sorted(set(tokens), key=tokens.count):
@@ -196,18 +194,20 @@ def test_an_answer_ends_at_the_end_of_a_turn(toy: Model, tmp_path: Path):
         model = toy._replace(params=toy.params | {"embedding": louder})
         if any(0 < len(answer.tokens) < NEW_TOKENS for answer in answers(model, prompts(model, ""))):
             break
-    found = check(model, written(tmp_path / "exported", model), "", tmp_path)
+    found = check(model, written(tmp_path / "exported", model), "", parity_python, tmp_path)
     assert not all(answer.truncated for answer in found)
 
 
 @pytest.mark.parity
-def test_a_released_tokenizer_that_adds_bos_by_itself_adds_no_second_one(two_layer_model: Model, tmp_path: Path):
+def test_a_released_tokenizer_that_adds_bos_by_itself_adds_no_second_one(
+    two_layer_model: Model, parity_python: str, tmp_path: Path
+):
     backend = Backend.from_str(two_layer_model.tokenizer.to_json())
     backend.post_processor = TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", two_layer_model.tokenizer.bos_id)]
     )
     model = drawn(two_layer_model.config, Tokenizer(backend, "with a post-processor"))
-    check(model, written(tmp_path / "exported", model), "", tmp_path)
+    check(model, written(tmp_path / "exported", model), "", parity_python, tmp_path)
 
 
 # ---- adapters -----------------------------------------------------------------------------------------------
@@ -255,15 +255,13 @@ def test_adapters_are_written_by_the_names_and_in_the_layout_of_peft(adapted: Mo
 
 
 @pytest.mark.parity
-def test_peft_computes_with_the_adapters_what_we_do(toy: Model, adapted: Model, tmp_path: Path):
-    python, tokens = os.environ.get("RETRACE_PARITY_PYTHON"), prompts(toy, "")[0]
-    if not python:
-        pytest.skip("RETRACE_PARITY_PYTHON names no interpreter with torch and transformers; run `make test-parity`")
+def test_peft_computes_with_the_adapters_what_we_do(toy: Model, adapted: Model, parity_python: str, tmp_path: Path):
+    tokens = prompts(toy, "")[0]
     (tmp_path / "adapters").mkdir()
     write_adapters(tmp_path / "adapters", adapted)
     np.save(tmp_path / "tokens.npy", tokens)
     words = [written(tmp_path / "base", toy), tmp_path / "adapters", tmp_path / "tokens.npy", tmp_path / "found.npz"]
-    done = subprocess.run([python, "-c", IN_PEFT, *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run([parity_python, "-c", IN_PEFT, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "found.npz") as found:
         apart = np.abs(found["after"] - logits(adapted, tokens)).max()
