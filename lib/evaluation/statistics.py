@@ -1,27 +1,48 @@
-"""Is the tuned model better? Intervals, the paired test, and the sentence that a report quotes.
+"""How much did the model change, and how sure is that? Intervals, the paired test, the bootstrap, Holm's correction.
 
 Both models answer the same items, so the comparison is paired: only items that changed carry evidence.
 
     paired = paired_difference(before=[False] * 20, after=[True] * 15 + [False] * 5)
     paired.fixed, paired.broken        # 15, 0
     paired.p_value                     # 6.1e-05: fifteen fair coins, all on one side
-    verdict(paired).sentence
-    # "Improved: accuracy rose from 0.0 % to 75.0 % on 20 items (+75.0 points, 95 % interval +45.0 to
-    #  +91.4; exact McNemar p < 0.0001)."
+    paired.low, paired.high            # 0.450, 0.914
 
-Sources. Interval of a proportion: E. B. Wilson, "Probable inference, the law of succession, and
+Items that share a group (questions on one text, variants of one problem) are no independent evidence:
+
+    paired_difference(before=[False] * 20, after=[True] * 15 + [False] * 5, groups=["a"] * 10 + ["b"] * 10).p_value
+    # 0.17: two groups that went the same way
+
+What is done with groups. Let d_i be the change of item i (+1 fixed, -1 broken, 0 neither), n the items. Two made-up
+items, one fixed and one broken, each a group of its own, are added, so that no standard error is 0; then the
+standard error is the square root of
+
+    sum over groups of (sum over items of the group of (d_i - mean))²  /  (n + 2)²
+
+which is the cluster-robust one of arXiv 2411.00640 (clustered standard errors, applied to paired differences), without
+its n / (n - 1). With groups of one it is exactly the adjusted Wald interval of Bonett and Price. The interval takes
+the normal quantile there, and Student's t with (groups - 1) degrees of freedom where items share groups. McNemar's
+test counts items as independent, so with groups a change must also be found by that t test: the p value is the larger
+of the two, which is a valid p value where either one is (R. L. Berger, "Multiparameter hypothesis testing and
+acceptance sampling", Technometrics 24 (1982), 295-300). With one group alone nothing can be found.
+
+Other sources. Interval of a proportion: E. B. Wilson, "Probable inference, the law of succession, and
 statistical inference", Journal of the American Statistical Association 22 (1927), 209-212. Test: Q. McNemar,
 "Note on the sampling error of the difference between correlated proportions or percentages", Psychometrika
 12 (1947), 153-157, in its exact binomial form. Interval of a paired difference: D. G. Bonett and R. M. Price,
 "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data", Journal of
-Educational and Behavioral Statistics 37 (2012), 479-488. Why evaluations should be paired: arXiv 2411.00640.
+Educational and Behavioral Statistics 37 (2012), 479-488. Several tests: S. Holm, "A simple sequentially rejective
+multiple test procedure", Scandinavian Journal of Statistics 6 (1979), 65-70.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from lib.errors import RequestError
 
@@ -31,35 +52,45 @@ class Interval(NamedTuple):
     high: float
 
 
+class Cluster(NamedTuple):
+    """What counts of one group: fixed minus broken, and how many items it has."""
+
+    change: int
+    size: int
+
+
 @dataclass(frozen=True)
 class PairedDifference:
-    # items that both models were scored on
+    # items that both models were scored on, and the groups that they fall into: n where no two share one
     n: int
-    # accuracy after minus accuracy before, with its interval; shares, not points
+    clusters: int
+    # accuracy after minus accuracy before, with its adjusted standard error and interval; shares, not points
     difference: float
+    standard_error: float
     low: float
     high: float
+    # how much larger the variance is than that of independent items; 1 where no two share a group
+    design_effect: float
     # wrong before and correct after; correct before and wrong after
     fixed: int
     broken: int
-    # two-sided exact McNemar test of "as many fixed as broken"
+    # of "no change": two-sided exact McNemar; with groups, the larger of that and the clustered t test
     p_value: float
     # accuracy of each, and the confidence of the interval
     before: float
     after: float
     confidence: float
 
-
-class Verdict(NamedTuple):
-    word: Literal["improved", "regressed", "no detectable change"]
-    sentence: str
+    @property
+    def clustered(self) -> bool:
+        return self.clusters < self.n
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of the proportion `successes / n`: honest near 0 % and 100 %, too."""
     if n < 1 or not 0 <= successes <= n:
         raise RequestError(f"an interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    z, share = _z(confidence), successes / n
+    z, share = critical_value(confidence), successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
@@ -80,85 +111,126 @@ def mcnemar_exact(fixed: int, broken: int) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95) -> PairedDifference:
+def paired_difference(
+    before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95, groups: Sequence[str] | None = None
+) -> PairedDifference:
     """Compare two models item by item: `before[i]` and `after[i]` are whether item i was correct.
 
-    An unscored item (None) is refused: it is counted elsewhere and never paired.
+    `groups[i]` names the group of item i; an item whose group is "" is one of its own. An unscored item (None) is
+    refused: it is counted elsewhere and never paired.
     """
-    _check_pairs(before, after)
+    clusters = _clusters(before, after, groups)
     n, fixed = len(before), sum(now > then for then, now in zip(before, after, strict=True))
     broken = fixed - (sum(after) - sum(before))
-    interval = _bonett_price(fixed, broken, n, confidence)
+    centre, error = (fixed - broken) / (n + 2), _standard_error(clusters)
+    shared = clusters.total() if clusters.total() < n else None
+    half = critical_value(confidence, shared) * error
     return PairedDifference(
         n=n,
+        clusters=clusters.total(),
         difference=(fixed - broken) / n,
-        low=interval.low,
-        high=interval.high,
+        standard_error=error,
+        low=max(-1.0, centre - half),
+        high=min(1.0, centre + half),
+        design_effect=_design_effect(clusters, fixed + broken),
         fixed=fixed,
         broken=broken,
-        p_value=mcnemar_exact(fixed, broken),
+        p_value=max(mcnemar_exact(fixed, broken), _clustered_p(centre / error, shared) if shared else 0.0),
         before=sum(before) / n,
         after=sum(after) / n,
         confidence=confidence,
     )
 
 
-def verdict(paired: PairedDifference, alpha: float = 0.05, min_effect: float = 0.0) -> Verdict:
-    """Improved (or regressed) only where p < alpha and the change is at least `min_effect`, a share."""
-    detected = paired.p_value < alpha
-    if not detected or abs(paired.difference) < min_effect:
-        but = f", smaller than the {100 * min_effect:.1f} points asked for" if detected else ""
-        return Verdict(
-            "no detectable change",
-            f"No detectable change: accuracy {_percent(paired.before)} before, "
-            f"{_percent(paired.after)} after on {_items(paired.n)} (difference {_evidence(paired)}{but}).",
-        )
-    word, moved = ("improved", "rose") if paired.difference > 0 else ("regressed", "fell")
-    return Verdict(
-        word,
-        f"{word.capitalize()}: accuracy {moved} from {_percent(paired.before)} to {_percent(paired.after)} "
-        f"on {_items(paired.n)} ({_evidence(paired)}).",
-    )
+def paired_bootstrap(
+    before: Sequence[bool],
+    after: Sequence[bool],
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+    groups: Sequence[str] | None = None,
+    resamples: int = 10_000,
+) -> Interval:
+    """Percentile interval of the difference: items are drawn anew with replacement, or whole groups where given.
+
+    Items (groups) of the same change and size are interchangeable, so only how often each kind is drawn matters:
+    three counts a resample instead of n indices. (B. Efron, "Bootstrap methods: another look at the jackknife",
+    Annals of Statistics 7 (1979), 1-26.)
+    """
+    clusters = _clusters(before, after, groups)
+    changes, sizes = np.array(list(clusters)).T  # [K], [K]
+    shares = np.array(list(clusters.values())) / clusters.total()  # [K]
+    drawn = rng.multinomial(clusters.total(), shares, size=resamples)  # [resamples, K]
+    differences = (drawn @ changes) / (drawn @ sizes)  # [resamples]
+    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
 
 
-def _check_pairs(before: Sequence[bool], after: Sequence[bool]) -> None:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the order given: below alpha, a finding holds among all of these tests.
+
+    holm([0.01, 0.04, 0.03])   # [0.03, 0.06, 0.06]
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise RequestError(f"p values lie between 0 and 1, got {list(p_values)}")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
+
+
+def critical_value(confidence: float, clusters: int | None = None) -> float:
+    """Standard errors on either side: the normal quantile, or Student's t of so many clusters (infinite for one)."""
+    if not 0 < confidence < 1:
+        raise RequestError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
+    if clusters is None:
+        return NormalDist().inv_cdf((1 + confidence) / 2)
+    return float(stdtrit(clusters - 1, (1 + confidence) / 2)) if clusters > 1 else math.inf
+
+
+def _clusters(before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None) -> Counter[Cluster]:
+    """How many groups there are of each kind: those of the same change and size count alike."""
+    _check_pairs(before, after, groups)
+    changes = [int(now) - int(then) for then, now in zip(before, after, strict=True)]
+    groups = groups or [""] * len(changes)
+    alone = Counter(change for change, group in zip(changes, groups, strict=True) if not group)
+    found = Counter({Cluster(change, 1): count for change, count in alone.items()})
+    shared: dict[str, list[int]] = {}
+    for change, group in zip(changes, groups, strict=True):
+        if group:
+            shared.setdefault(group, []).append(change)
+    return found + Counter(Cluster(sum(members), len(members)) for members in shared.values())
+
+
+def _check_pairs(before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None) -> None:
     if len(before) != len(after):
         raise RequestError(f"a comparison needs the same items twice, got {len(before)} and {len(after)}")
     if not before:
         raise RequestError("a comparison needs at least one item scored before and after, got none")
     if any(value not in (False, True) for value in (*before, *after)):
         raise RequestError("a comparison needs True or False for each item: leave unscored items out, counted")
+    if groups is not None and len(groups) != len(before):
+        raise RequestError(f"a comparison needs a group for each item, got {len(groups)} for {len(before)}")
 
 
-def _bonett_price(fixed: int, broken: int, n: int, confidence: float) -> Interval:
-    """The plain Wald interval has width zero where every pair changes; one pseudo-pair a side cures it."""
-    gained, lost = (fixed + 1) / (n + 2), (broken + 1) / (n + 2)
-    centre = gained - lost
-    half = _z(confidence) * math.sqrt((gained + lost - centre**2) / (n + 2))
-    return Interval(max(-1.0, centre - half), min(1.0, centre + half))
+def _standard_error(clusters: Counter[Cluster]) -> float:
+    """Of the mean change, one fixed and one broken item added: the plain one is 0 where every item changes alike."""
+    added = clusters + Counter([Cluster(1, 1), Cluster(-1, 1)])
+    n = sum(count * size for (_, size), count in added.items())
+    mean = sum(count * change for (change, _), count in added.items()) / n
+    return math.sqrt(sum(count * (change - size * mean) ** 2 for (change, size), count in added.items())) / n
 
 
-def _z(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise RequestError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+def _clustered_p(t: float, clusters: int) -> float:
+    return float(2 * stdtr(clusters - 1, -abs(t))) if clusters > 1 else 1.0
 
 
-def _evidence(paired: PairedDifference) -> str:
-    p = "p < 0.0001" if paired.p_value < 0.0001 else f"p = {paired.p_value:.3g}"
-    return (
-        f"{_points(paired.difference)} points, {100 * paired.confidence:g} % interval "
-        f"{_points(paired.low)} to {_points(paired.high)}; exact McNemar {p}"
-    )
+def _design_effect(clusters: Counter[Cluster], changed: int) -> float:
+    """Variance of the summed change, under "no change", over that of as many independent changes.
 
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0
-
-
-def _items(n: int) -> str:
-    return "1 item" if n == 1 else f"{n} items"
+    One whole group fixed and one broken are added: where nothing changed, groups count as if their items always
+    changed together, the worst that may be; where much changed, the data speak.
+    """
+    mean_size = sum(count * size for (_, size), count in clusters.items()) / clusters.total()
+    summed = sum(count * change**2 for (change, _), count in clusters.items())
+    return max(1.0, (summed + 2 * mean_size**2) / (changed + 2 * mean_size))

@@ -1,26 +1,30 @@
-"""Intervals and the paired test, against scipy, by hand, and by simulation."""
+"""Intervals, tests and the bootstrap: against scipy and statsmodels, by hand, and by simulation.
 
+What only statsmodels has stands in statistics_goldens.json, which make_statistics_goldens.py writes.
+"""
+
+import json
 import math
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from paired import clustered, compare, pairs
 from scipy import stats
 
 from lib.errors import RequestError
-from lib.evaluation.statistics import mcnemar_exact, paired_difference, verdict, wilson_interval
+from lib.evaluation.statistics import (
+    critical_value,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    paired_difference,
+    wilson_interval,
+)
 
+GOLDENS = json.loads((Path(__file__).parent / "statistics_goldens.json").read_text())
 COUNTS = [(0, 1), (1, 1), (0, 50), (50, 50), (1, 50), (25, 50), (499, 520), (7, 100_000)]
-
-
-def pairs(fixed=0, broken=0, kept=0, missed=0):
-    """`before` and `after` with so many items of each kind."""
-    before = [False] * fixed + [True] * broken + [True] * kept + [False] * missed
-    after = [True] * fixed + [False] * broken + [True] * kept + [False] * missed
-    return before, after
-
-
-def compare(**kinds):
-    return paired_difference(*pairs(**kinds))
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -68,62 +72,158 @@ def test_swapping_before_and_after_mirrors_everything():
     assert there.p_value == back.p_value
 
 
-@pytest.mark.parametrize("n, gained, lost", [(30, 0.30, 0.10), (100, 0.10, 0.10), (100, 0.60, 0.05), (300, 0.08, 0.03)])
-def test_interval_covers_the_truth_about_as_often_as_it_says(n, gained, lost):
-    draws = np.random.default_rng(7).multinomial(n, [gained, lost, 1 - gained - lost], size=2000)
-    paired = [compare(fixed=fixed, broken=broken, kept=kept) for fixed, broken, kept in draws]
-    covered = np.mean([p.low <= gained - lost <= p.high for p in paired])
-    assert 0.93 <= covered <= 0.975
+@pytest.mark.parametrize("golden", GOLDENS["wilson"])
+def test_wilson_equals_statsmodels(golden):
+    found = wilson_interval(golden["successes"], golden["n"], golden["confidence"])
+    assert found == pytest.approx(golden["interval"], abs=1e-9)
 
 
-@pytest.mark.parametrize("n, share", [(40, 0.1), (60, 0.5), (250, 0.83)])
-def test_wilson_covers_the_truth_about_as_often_as_it_says(n, share):
-    intervals = [wilson_interval(int(k), n) for k in np.random.default_rng(3).binomial(n, share, size=4000)]
-    covered = np.mean([low <= share <= high for low, high in intervals])
-    assert 0.93 <= covered <= 0.975
+@pytest.mark.parametrize("golden", GOLDENS["mcnemar"])
+def test_mcnemar_equals_statsmodels(golden):
+    assert mcnemar_exact(golden["fixed"], golden["broken"]) == pytest.approx(golden["p"], abs=1e-9)
 
 
-@pytest.mark.parametrize("n, changing", [(20, 0.5), (120, 0.1), (500, 0.3)])
-def test_a_model_that_is_no_better_rarely_wins(n, changing):
-    draws = np.random.default_rng(11).multinomial(n, [changing / 2, changing / 2, 1 - changing], size=2000)
-    words = [verdict(compare(fixed=f, broken=b, kept=k), alpha=0.05).word for f, b, k in draws]
-    assert words.count("improved") + words.count("regressed") <= 0.05 * len(words)
+@pytest.mark.parametrize("golden", GOLDENS["holm"])
+def test_holm_equals_statsmodels(golden):
+    assert holm(golden["p_values"]) == pytest.approx(golden["adjusted"], abs=1e-9)
 
 
-def test_verdict_needs_both_evidence_and_size():
-    improved = compare(fixed=50, broken=10, missed=940)  # 4 points, p about 2e-7
-    assert verdict(improved, alpha=0.05, min_effect=0.04).word == "improved"
-    assert verdict(improved, alpha=0.05, min_effect=0.05).word == "no detectable change"
-    assert verdict(improved, alpha=1e-9, min_effect=0.0).word == "no detectable change"
-    regressed = compare(fixed=10, broken=50, missed=940)
-    assert verdict(regressed, alpha=0.05, min_effect=0.04).word == "regressed"
-    assert verdict(regressed, alpha=0.05, min_effect=0.05).word == "no detectable change"
+@pytest.mark.parametrize("golden", GOLDENS["clustered"])
+def test_clustered_error_equals_statsmodels(golden):
+    # there: least squares of the changes and the two added items on a constant, cov_type "cluster", no correction
+    paired = paired_difference(golden["before"], golden["after"], groups=golden["groups"])
+    assert paired.clustered and paired.standard_error == pytest.approx(golden["standard_error"], abs=1e-9)
+    half = stats.t.ppf(0.975, paired.clusters - 1) * golden["standard_error"]
+    assert (paired.low, paired.high) == pytest.approx((golden["mean"] - half, golden["mean"] + half), abs=1e-9)
+    p = 2 * stats.t.sf(abs(golden["mean"] / golden["standard_error"]), paired.clusters - 1)
+    assert paired.p_value == pytest.approx(max(p, mcnemar_exact(paired.fixed, paired.broken)), abs=1e-9)
 
 
-def test_verdict_at_alpha_itself_is_no_detection():
-    paired = compare(fixed=6)
-    assert paired.p_value == 0.03125
-    assert verdict(paired, alpha=0.03125).word == "no detectable change"
-    assert verdict(paired, alpha=0.0313).word == "improved"
+def test_groups_of_one_are_no_groups():
+    before, after = pairs(fixed=9, broken=2, kept=20, missed=9)
+    alone = paired_difference(before, after)
+    assert paired_difference(before, after, groups=[str(i) for i in range(40)]) == alone
+    assert paired_difference(before, after, groups=[""] * 40) == alone
+    assert alone.clusters == 40 and not alone.clustered and alone.design_effect == 1
 
 
-def test_sentences_are_ready_to_quote():
-    assert verdict(compare(fixed=516, missed=4)).sentence == (
-        "Improved: accuracy rose from 0.0 % to 99.2 % on 520 items (+99.2 points, "
-        "95 % interval +97.8 to +99.9; exact McNemar p < 0.0001)."
+def test_without_groups_the_error_is_bonett_and_prices():
+    paired = compare(fixed=7, broken=1, kept=5, missed=5)
+    assert paired.standard_error == pytest.approx(math.sqrt(0.41 / 20), abs=1e-12)
+
+
+def test_items_that_change_together_count_as_one():
+    one = paired_difference(*pairs(fixed=9, broken=1, kept=10))
+    before, after = ([value for value in side for _ in range(5)] for side in pairs(fixed=9, broken=1, kept=10))
+    five = paired_difference(before, after, groups=[str(i // 5) for i in range(100)])
+    assert five.clusters == 20 and five.design_effect == pytest.approx(5)
+    assert five.p_value > 100 * mcnemar_exact(five.fixed, five.broken)
+    assert five.high - five.low > 0.8 * (one.high - one.low)
+
+
+def test_one_group_alone_shows_nothing():
+    paired = paired_difference(*pairs(fixed=30), groups=["text"] * 30)
+    assert (paired.low, paired.high, paired.p_value) == (-1, 1, 1)
+
+
+def test_p_below_alpha_means_that_the_clustered_interval_leaves_out_zero():
+    rng = np.random.default_rng(5)
+    for paired in (clustered(rng, 12, 5, 0.3, 0.1) for _ in range(300)):
+        assert (paired.p_value < 0.05) <= (paired.low > 0 or paired.high < 0)
+
+
+def test_bootstrap_reaches_the_exact_quantiles_of_its_distribution():
+    before, after = pairs(fixed=20, broken=8, kept=72)
+    # fixed - broken of 100 items drawn from these: the 100-fold convolution of one item's three outcomes
+    exact = np.array([1.0])
+    for _ in range(100):
+        exact = np.convolve(exact, [0.08, 0.72, 0.20])
+    low, high = (np.searchsorted(exact.cumsum(), q) / 100 - 1 for q in (0.025, 0.975))
+    found = paired_bootstrap(before, after, np.random.default_rng(0), resamples=200_000)
+    assert found == pytest.approx((low, high), abs=1e-9)
+
+
+def test_bootstrap_agrees_with_scipy():
+    before, after = pairs(fixed=20, broken=8, kept=72)
+    changes = np.array(after, float) - np.array(before, float)
+    theirs = stats.bootstrap((changes,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    ours = paired_bootstrap(before, after, np.random.default_rng(1), resamples=20_000)
+    assert ours == pytest.approx(tuple(theirs), abs=0.0101)  # one item of the hundred: both lie on that lattice
+
+
+def test_bootstrap_draws_whole_groups():
+    before, after = pairs(fixed=50, broken=50)
+    together = paired_bootstrap(before, after, np.random.default_rng(0), groups=["a"] * 50 + ["b"] * 50)
+    assert together == (-1, 1)  # of two groups, both may be the same
+    assert paired_bootstrap(before, after, np.random.default_rng(0)).high < 0.25
+
+
+def test_bootstrap_of_ten_thousand_items_takes_about_a_second():
+    before, after = pairs(fixed=3000, broken=2500, kept=4500)
+    start = time.perf_counter()
+    paired_bootstrap(before, after, np.random.default_rng(0), resamples=10_000)
+    assert time.perf_counter() - start < 2
+
+
+def within(covered, of):
+    """Between 94 and 96 % of the intervals that should be 95 % ones."""
+    print(f"{of}: {100 * covered:.2f} %")
+    assert 0.94 <= covered <= 0.96, f"{of}: {100 * covered:.2f} %"
+
+
+def test_wilson_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    n, share = rng.integers(20, 501, size=20_000), rng.uniform(0.05, 0.95, size=20_000)
+    found = [wilson_interval(k, m) for k, m in zip(rng.binomial(n, share).tolist(), n.tolist(), strict=True)]
+    covered = np.mean([low <= p <= high for (low, high), p in zip(found, share, strict=True)])
+    within(covered, "Wilson, n from 20 to 500, accuracy from 5 to 95 %")
+
+
+def test_paired_interval_covers_the_truth_as_often_as_it_says():
+    rng, covered = np.random.default_rng(7), []
+    for _ in range(5000):
+        n, gained, lost = rng.integers(100, 301), rng.uniform(0.05, 0.4), rng.uniform(0.02, 0.3)
+        fixed, broken, kept = rng.multinomial(n, [gained, lost, 1 - gained - lost]).tolist()
+        paired = compare(fixed=fixed, broken=broken, kept=kept)
+        covered.append(paired.low <= gained - lost <= paired.high)
+    within(np.mean(covered), "paired, n from 100 to 300")
+
+
+@pytest.mark.parametrize("together", [0.0, 0.6])
+def test_clustered_interval_covers_the_truth_as_often_as_it_says(together):
+    rng = np.random.default_rng(13)
+    found = [clustered(rng, 60, 5, 0.4, together, gain=0.1) for _ in range(2000)]
+    within(np.mean([p.low <= 0.1 <= p.high for p in found]), f"clustered, 60 groups of 5, {together:.0%} change alike")
+
+
+def test_without_its_groups_such_an_interval_covers_too_little():
+    rng = np.random.default_rng(13)
+    alone = [clustered(rng, 60, 5, 0.4, 0.6, gain=0.1) for _ in range(400)]
+    independent = [compare(fixed=p.fixed, broken=p.broken, kept=p.n - p.fixed - p.broken) for p in alone]
+    assert np.mean([p.low <= 0.1 <= p.high for p in independent]) < 0.85
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    rng, covered = np.random.default_rng(17), []
+    for fixed, broken, kept in rng.multinomial(400, [0.25, 0.15, 0.6], size=2000).tolist():
+        low, high = paired_bootstrap(*pairs(fixed=fixed, broken=broken, kept=kept), rng, resamples=1000)
+        covered.append(low <= 0.1 <= high)
+    within(np.mean(covered), "bootstrap, 400 items")
+
+
+@pytest.mark.parametrize("p_values", [[], [0.2], [0.01, 0.04, 0.03], [1.0, 1.0], [0.0, 0.5]])
+def test_holm_is_never_below_the_p_value_and_keeps_its_order(p_values):
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    assert sorted(range(len(adjusted)), key=lambda i: (adjusted[i], p_values[i])) == sorted(
+        range(len(p_values)), key=lambda i: p_values[i]
     )
-    assert verdict(compare(broken=15, missed=5)).sentence == (
-        "Regressed: accuracy fell from 75.0 % to 0.0 % on 20 items (-75.0 points, "
-        "95 % interval -91.4 to -45.0; exact McNemar p < 0.0001)."
-    )
-    assert verdict(compare(fixed=5, broken=3, kept=257, missed=235)).sentence == (
-        "No detectable change: accuracy 52.0 % before, 52.4 % after on 500 items (difference +0.4 points, "
-        "95 % interval -0.8 to +1.6; exact McNemar p = 0.727)."
-    )
-    assert "p = 0.0312, smaller than the 50.0 points asked for)" in (
-        verdict(compare(fixed=6, missed=94), min_effect=0.5).sentence
-    )
-    assert "-0.0" not in verdict(compare(fixed=1, broken=1, kept=8)).sentence
+
+
+def test_critical_values_are_scipys():
+    assert critical_value(0.95) == pytest.approx(stats.norm.ppf(0.975), abs=1e-12)
+    assert critical_value(0.99, clusters=7) == pytest.approx(stats.t.ppf(0.995, 6), abs=1e-9)
+    assert critical_value(0.95, clusters=1) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -144,6 +244,9 @@ def test_pairs_that_cannot_be_compared_are_refused(before, after, names):
         lambda: wilson_interval(1, 2, confidence=1.0),
         lambda: wilson_interval(1, 2, confidence=95),
         lambda: mcnemar_exact(-1, 2),
+        lambda: holm([0.5, 1.5]),
+        lambda: holm([float("nan")]),
+        lambda: paired_difference([True], [True], groups=["a", "b"]),
     ],
 )
 def test_impossible_counts_are_refused(call):
