@@ -5,16 +5,19 @@
     reasoning_steps(completion)                      # ["Queen is 12, seven is 7", "12 > 7"]
     score(completion, "win", truncated=False).value  # 1
 
-The rule, whole. An expected answer may list alternatives, "CO2 | carbon dioxide"; one must be matched by
-all of the answer, in one of two ways:
+The answer is the rest of the last line that starts with "Answer:" or "Final answer:" (bold or as a heading, too); if
+that line is empty there is none. Where no line starts so, it is what the last \\boxed{} holds. Nothing else is taken
+for an answer: not "The answer is 7", not the last number.
 
-1. The same text, once case, runs of whitespace, surrounding quotes, brackets, markdown, currency signs and
-   punctuation, and a leading "the", "a" or "an" are set aside.
-2. The same number: an integer, decimal or simple fraction (3/4 equals 0.75), after removing thousands
-   commas and a currency sign. Whole numbers must be equal; others within a relative 1e-6. One trailing unit
-   ("cm", "square metres", "km/h") may be present or missing on either side; where both have one, it
-   must be the same but for a plural s. Percent is no such unit: 75% equals 75 percent, never 75 or 0.75.
-   "3 million", "2 thirds" and "4 pi" are not read as numbers.
+An expected answer may list alternatives, "CO2 | carbon dioxide"; all of the answer must match one of them, in one of
+these ways, of which an item may name one as its `scorer`:
+
+exact     The same text, once case, runs of whitespace, surrounding quotes, brackets, markdown and punctuation, LaTeX's
+          wrapping (\\boxed, \\text, $…$) and a leading "the", "a" or "an" are set aside. "1.0" is not "1".
+number    The same number and unit, by the rule of lib.evaluation.numbers; within the item's `tolerance`, if it has one.
+set       The same elements in any order, each once: what commas, semicolons, "and" and "&" separate, each compared as
+          text or number. Every comma separates: in a set, 1234 is written without one.
+""        No scorer named: the same text or the same number.
 
 An answer that cannot be found is unscored, and one cut off by the token limit is truncated: neither is wrong,
 neither has a value, and reports count both. (Score with its explanation: UK AISI, inspect_ai.)
@@ -22,32 +25,38 @@ neither has a value, and reports count both. (Score with its explanation: UK AIS
 
 import re
 import unicodedata
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from lib.errors import RequestError
+from lib.evaluation.numbers import same_number
+
+SCORERS = ("", "exact", "number", "set")
+
 REASONING = re.compile(r"^[ \t]*(?:\*\*)?reasoning(?:\*\*)?:(?:\*\*)?", re.IGNORECASE | re.MULTILINE)
-ANSWER = re.compile(r"^[ \t]*(?:\*\*)?answer(?:\*\*)?:(.*)$", re.IGNORECASE | re.MULTILINE)
+ANSWER = re.compile(
+    r"^[ \t]*(?:#{1,6}[ \t]+)?(?:\*\*)?(?:final[ \t]+)?answer(?:\*\*)?:(.*)$", re.IGNORECASE | re.MULTILINE
+)
 STEP = re.compile(r"[ \t]*(\d+)\.[ \t]+(\S.*)")
 BOLD = re.compile(r"(?<!\w)\*\*(\S[^*]*)\*\*(?!\w)")
+BOXED = "\\boxed{"
 
-# What may surround an answer without being part of it. No leading dot: ".5" is a half.
-LEADING = " \"'`*_“”‘’«»,;:!?()[]{}$€£¥"
+# What may surround an answer without being part of it. No leading dot: ".5" is a half. No currency: "$5" is not "€5".
+LEADING = " \"'`*_“”‘’«»,;:!?()[]{}"
 TRAILING = LEADING + "."
 ARTICLE = re.compile(r"^(?:the|an?) ")
+SEPARATOR = re.compile(r"[,;&]|\band\b", re.IGNORECASE)
 
-NUMBER = re.compile(
-    r"(?P<sign>[-+]?) ?[$€£¥]? ?"
-    r"(?P<digits>[0-9]+ ?/ ?[0-9]+"  # 3/4
-    r"|(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,2})?"  # 1,234.5 or 12 or 6e23
-    r"|\.[0-9]+)"  # .5
-    r" ?(?P<unit>%|°[cf]?|(?:(?:square|cubic|sq) )?[^\W\d_]+[²³]?(?:/[^\W\d_]+[²³]?)?|)"
-)
-LONGEST_NUMBER = 60
-# Words that change a number's value: what precedes them is not the whole number.
-MULTIPLIERS = {"hundred", "thousand", "million", "billion", "trillion", "dozen"}
-MULTIPLIERS |= {"half", "halve", "third", "quarter", "fifth", "sixth", "eighth", "tenth", "hundredth", "thousandth"}
-MULTIPLIERS |= {"ten", "k", "mn", "bn", "squared", "cubed", "x", "pi", "π"}
-TOLERANCE = Fraction(1, 10**6)
+# LaTeX that says how to set an answer, not what it is; each replaced in this order.
+LATEX = [(re.compile(pattern), text) for pattern, text in [
+    (r"\\(?:text|textbf|mathrm|mathbf|boxed) ?\{([^{}]*)\}", r"\1"),
+    (r"\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r" \1/\2"),
+    (r"\\(?:text|textbf|mathrm|mathbf|boxed) ?\{([^{}]*)\}", r"\1"),  # what held a fraction
+    (r"^\$+([^$]*[^$\\])\$+(?=\.?$)", r"\1"),
+    (r"\\[()\[\]]|\\left|\\right|\\[,;!]", ""),
+    (r"\{,\}", ","), (r"\\ |~", " "), (r"\\([%$])", r"\1"),
+    (r"\\times|\\cdot", "×"), (r"\^ ?\{? ?\\circ ?\}?", "°"), (r"\\pi\b", "π"),
+]]  # fmt: skip
+LONGEST_LATEX = 1000
 
 
 class Score(NamedTuple):
@@ -58,16 +67,11 @@ class Score(NamedTuple):
     explanation: str
 
 
-class Number(NamedTuple):
-    value: Fraction
-    unit: str
-
-
 def extract_answer(completion: str) -> str | None:
-    """What follows `Answer:` on the last line that starts so, without markdown bold; None where empty."""
+    """The answer by the rule above, without markdown bold; None where there is none."""
     found = _last_answer(completion)
     if found is None:
-        return None
+        return _last_boxed(completion)
     text = BOLD.sub(r"\1", found[1]).strip()
     return text.removeprefix("**").removesuffix("**").strip() or None
 
@@ -91,19 +95,49 @@ def reasoning_steps(completion: str) -> list[str]:
     return [step.strip() for step in steps]
 
 
-def score(completion: str, expected: str, truncated: bool) -> Score:
-    """Judge one completion; `truncated` says that it met the token limit before its end-of-turn token."""
+def score(completion: str, expected: str, truncated: bool, scorer: str = "", tolerance: float = 0.0) -> Score:
+    """Judge one completion; `truncated` says that it met the token limit before its end-of-turn token.
+
+    `scorer` and `tolerance` are the item's. Raises RequestError for a scorer that is not known.
+    """
+    if scorer not in SCORERS:
+        raise RequestError(f"scorer: expected one of {', '.join(map(repr, SCORERS))}, got {scorer!r}")
     if truncated:
         return Score(None, "truncated", None, "generation met its token limit before the turn ended")
     answer = extract_answer(completion)
     if answer is None:
-        return Score(None, "unscored", None, "no line starts with 'Answer:' and goes on")
+        return Score(None, "unscored", None, "no line starts with 'Answer:' and goes on, and nothing is boxed")
     for alternative in expected.split(" | "):
-        if _normalise(answer) == _normalise(alternative):
-            return Score(1, "correct", answer, f"{answer!r} is the expected text {alternative!r}")
-        if _same_number(answer, alternative):
-            return Score(1, "correct", answer, f"{answer!r} is the expected number {alternative!r}")
+        if how := _same(answer, alternative, scorer, tolerance):
+            return Score(1, "correct", answer, f"{answer!r} is the expected {how} {alternative!r}")
     return Score(0, "wrong", answer, f"{answer!r} is not the expected {expected!r}")
+
+
+def _same(answer: str, expected: str, scorer: str, tolerance: float) -> str:
+    """How the two are the same: as a text, number or set; empty where they are not."""
+    if scorer == "set":
+        return "set" if _same_set(answer, expected, tolerance) else ""
+    if scorer != "number" and normalised(answer) == normalised(expected):
+        return "text"
+    if scorer != "exact" and same_number(normalised(answer), normalised(expected), tolerance):
+        return "number"
+    return ""
+
+
+def _same_set(answer: str, expected: str, tolerance: float) -> bool:
+    """Each element of the answer takes the first expected one that is the same and not taken; none is left."""
+    left = _elements(expected)
+    for element in _elements(answer):
+        same = next((other for other in left if _same(element, other, "", tolerance)), None)
+        if same is None:
+            return False
+        left.remove(same)
+    return not left
+
+
+def _elements(text: str) -> list[str]:
+    """`{red, blue, and green}` → [red, blue, green]."""
+    return [part for part in map(normalised, SEPARATOR.split(normalised(text))) if part]
 
 
 def _last_answer(completion: str) -> re.Match[str] | None:
@@ -111,44 +145,33 @@ def _last_answer(completion: str) -> re.Match[str] | None:
     return found[-1] if found else None
 
 
-def _normalise(text: str) -> str:
-    """Rule 1: `' The  **Pacific**. '` becomes `'pacific'`."""
-    text = unicodedata.normalize("NFC", text).casefold().replace("\N{MINUS SIGN}", "-")
+def _last_boxed(completion: str) -> str | None:
+    """What the last \\boxed{} holds, its braces balanced."""
+    start = completion.rfind(BOXED)
+    depth = 1
+    for i in range(start + len(BOXED), len(completion) if start >= 0 else 0):
+        depth += {"{": 1, "}": -1}.get(completion[i], 0)
+        if depth == 0:
+            return completion[start + len(BOXED) : i].strip() or None
+    return None
+
+
+def normalised(text: str) -> str:
+    """As `exact` compares it: `' The  **Pacific**. '` becomes `'pacific'`."""
+    text = unicodedata.normalize("NFC", _without_latex(text)).casefold().replace("\N{MINUS SIGN}", "-")
     whole = " ".join(text.split())
     bare = _strip(ARTICLE.sub("", _strip(whole), count=1))
     return bare or whole
 
 
+def _without_latex(text: str) -> str:
+    """`$\\boxed{\\frac{1}{2}}$` → ` 1/2`."""
+    if len(text) <= LONGEST_LATEX and ("\\" in text or "$" in text):
+        text = text.strip()
+        for pattern, plain in LATEX:
+            text = pattern.sub(plain, text)
+    return text
+
+
 def _strip(text: str) -> str:
     return text.lstrip(LEADING).rstrip(TRAILING)
-
-
-def _same_number(answer: str, expected: str) -> bool:
-    """Rule 2."""
-    got, want = _number(answer), _number(expected)
-    if got is None or want is None:
-        return False
-    one_unit_may_be_missing = "%" not in (got.unit, want.unit) and "" in (got.unit, want.unit)
-    if got.unit != want.unit and not one_unit_may_be_missing:
-        return False
-    if got.value.denominator == want.value.denominator == 1:
-        return got.value == want.value
-    return abs(got.value - want.value) <= TOLERANCE * max(abs(got.value), abs(want.value))
-
-
-def _number(text: str) -> Number | None:
-    text = _normalise(text)
-    match = NUMBER.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
-    if match is None or _singular(match["unit"]) in MULTIPLIERS:
-        return None
-    try:
-        value = Fraction(match["sign"] + match["digits"].replace(",", "").replace(" ", ""))
-    except ZeroDivisionError:
-        return None
-    return Number(value, _singular(match["unit"]))
-
-
-def _singular(unit: str) -> str:
-    if unit in ("percent", "%"):
-        return "%"
-    return unit.removesuffix("s") if len(unit) > 1 else unit

@@ -1,14 +1,25 @@
-"""The scorer, proven on itself: the truth scores 100 %, a constant about 0 %, and rows judged by hand."""
+"""The scorer, proven on itself: the truth scores 100 %, a constant its base rate, and completions judged by hand.
 
+scored_completions.jsonl holds one completion a line with the verdict that the stated rule gives and why. Where a
+sceptical human would say otherwise, `why` begins with what the human says; how often that is, is counted here.
+"""
+
+import json
 import time
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
-from lib.evaluation.evalsets import load_eval_set
+from lib.errors import RequestError
+from lib.evaluation.evalsets import EvalItem, load_eval_set
 from lib.evaluation.scoring import extract_answer, reasoning_steps, score
 from lib.files import repository_root
 
 DUEL = [("QS beats 7H", "win"), ("2C loses to 3D", "lose"), ("9H against 9C", "tie")] * 4
+COMPLETIONS = [json.loads(line) for line in (Path(__file__).parent / "scored_completions.jsonl").open(encoding="utf-8")]
+EVAL_SETS = sorted((repository_root() / "evalsets").glob("*.jsonl"))
 
 # (what follows "Answer: ", expected, verdict)
 JUDGED = [
@@ -69,7 +80,8 @@ JUDGED = [
     ("1000001", "1000000", "wrong"),
     ("12345678", "12345679", "wrong"),
     ("3.1415927", "3.14159265", "correct"),
-    ("1 1/2", "1.5", "wrong"),
+    ("1 1/2", "1.5", "correct"),
+    ("1 3/2", "2.5", "wrong"),
     # units, currency, percent
     ("$8.50", "8.5", "correct"),
     ("-$5", "-5", "correct"),
@@ -111,6 +123,31 @@ def test_answers_judged_by_hand(answer, expected, verdict):
     assert scored.verdict == verdict
     assert scored.value == (verdict == "correct")
     assert scored.answer is not None and scored.explanation
+
+
+@pytest.mark.parametrize("row", COMPLETIONS, ids=lambda row: row["completion"][-30:])
+def test_completions_judged_by_hand(row):
+    scored = score(row["completion"], row["expected"], row.get("truncated", False), *how(row))
+    assert (scored.verdict, row["why"]) == (row["verdict"], row["why"])
+    assert scored.value == {"correct": 1, "wrong": 0}.get(row["verdict"])
+    if "answer" in row:
+        assert scored.answer == row["answer"]
+
+
+def how(row):
+    return row.get("scorer", ""), row.get("tolerance", 0.0)
+
+
+def test_where_the_rule_and_a_human_disagree_is_known_and_counted():
+    disagreed = Counter((row["why"].split(".")[0], row["verdict"]) for row in COMPLETIONS if "human: " in row["why"])
+    print(f"{len(COMPLETIONS)} completions: {dict(disagreed)}")
+    assert len(COMPLETIONS) >= 200
+    assert disagreed == {
+        ("human: correct", "wrong"): 66,
+        ("human: correct", "unscored"): 24,
+        ("human: correct", "truncated"): 2,
+        ("human: wrong", "correct"): 7,
+    }
 
 
 @pytest.mark.parametrize(
@@ -164,6 +201,45 @@ def test_the_truth_scores_100_percent():
 def test_a_constant_scores_about_nothing(constant):
     values = [score(f"Answer: {constant}", expected, False).value for _, expected in items()]
     assert sum(values) <= 0.02 * len(values)
+
+
+def eval_items():
+    return [(path.stem, item) for path in EVAL_SETS for item in load_eval_set(path).items]
+
+
+def test_the_truth_scores_100_percent_on_every_eval_set():
+    for name, item in eval_items():
+        for alternative in item.expected_answer.split(" | "):
+            for answer in (alternative, f"**{alternative}**", f"{alternative}.", f"\\boxed{{{alternative}}}"):
+                said = f"Reasoning:\n1. {item.prompt}\nAnswer: {answer}"
+                assert score(said, item.expected_answer, False, item.scorer, item.tolerance).value == 1, (name, item.id)
+
+
+@pytest.mark.parametrize("path", EVAL_SETS, ids=lambda path: path.stem)
+def test_a_constant_scores_exactly_the_share_of_that_answer(path):
+    items = load_eval_set(path).items
+    accepted = [[value_of(alternative) for alternative in item.expected_answer.split(" | ")] for item in items]
+    expected = Counter(alternative for item in items for alternative in item.expected_answer.split(" | "))
+    commonest = {answer for answer, _ in expected.most_common(30)}
+    for constant in commonest | {"no such answer", "yes", "-1"}:
+        values = [score(f"Answer: {constant}", i.expected_answer, False, i.scorer, i.tolerance).value for i in items]
+        assert sum(values) == sum(value_of(constant) in alternatives for alternatives in accepted), constant
+
+
+def value_of(text):
+    """Two items may ask for one number, as 3/8 and as 0.375."""
+    try:
+        return Fraction(text)
+    except ValueError:
+        return text.casefold()
+
+
+def test_each_item_is_scored_as_it_says():
+    item = EvalItem("a", "Which colours?", "red, blue", "colours", "easy", scorer="set")
+    assert score("Answer: blue and red", item.expected_answer, False, item.scorer, item.tolerance).value == 1
+    assert score("Answer: blue and red", item.expected_answer, False).value == 0
+    with pytest.raises(RequestError, match="scorer: expected one of .*, got 'regex'"):
+        score("Answer: blue", "blue", False, "regex")
 
 
 def test_repeating_the_question_scores_nothing():
