@@ -22,8 +22,9 @@ import msgspec
 from msgspec import Meta
 
 from lib.errors import RequestError
+from lib.evaluation.numbers import read_number
 from lib.files import atomic_write, sha256_bytes
-from lib.tasks import high_card_duel
+from lib.tasks import arithmetic, high_card_duel
 
 Text = Annotated[str, Meta(min_length=1, max_length=50_000, pattern=r"^[^\x00]*$")]
 Label = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
@@ -37,6 +38,12 @@ class EvalItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     expected_answer: Text
     category: Label
     difficulty: Annotated[str, Meta(pattern="^(easy|medium|hard)$")]
+    # how it is scored: empty (the same text or number), exact, number or set; lib.evaluation.scoring states each
+    scorer: Annotated[str, Meta(pattern="^(|exact|number|set)$")] = ""
+    # how far a number may be off, absolute and in the answer's own unit; 0: not at all but for rounding
+    tolerance: Annotated[float, Meta(ge=0)] = 0.0
+    # items of one group (questions on one text, variants of one problem) are no independent evidence
+    group: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00]*$")] = ""
     # of generated items: which task, and the values from which each reasoning step can be recomputed
     task: str = ""
     state: dict[str, str] = {}
@@ -109,6 +116,36 @@ def _duel_item(number: int, deal: high_card_duel.Deal) -> EvalItem:
     )
 
 
+def arithmetic_items(count: int, seed: int) -> list[EvalItem]:
+    """`count` different problems, as many of each category as of any other: how `arithmetic_v1` was made.
+
+    The more digits, the harder: 2 (easy), 3 (medium), 4 (hard). That a + b is b + a is taken into account.
+    """
+    source, drawn = random.Random(seed), {}
+    for number in range(count):
+        category = arithmetic.CATEGORIES[number % len(arithmetic.CATEGORIES)]
+        while (key := _question_key(problem := arithmetic.draw(category, source))) in drawn:
+            pass
+        drawn[key] = _arithmetic_item(number + 1, category, problem)
+    return list(drawn.values())
+
+
+def _question_key(problem: arithmetic.Problem) -> str:
+    return str(arithmetic.canonical(arithmetic.state_of(problem)))
+
+
+def _arithmetic_item(number: int, category: arithmetic.Category, problem: arithmetic.Problem) -> EvalItem:
+    return EvalItem(
+        id=f"arithmetic-{number:04}",
+        prompt=arithmetic.question(problem),
+        expected_answer=problem.result,
+        category=str(category),
+        difficulty={2: "easy", 3: "medium", 4: "hard"}[category.digits],
+        task=arithmetic.NAME,
+        state=arithmetic.state_of(problem),
+    )
+
+
 def _items(content: bytes, path: Path) -> tuple[EvalItem, ...]:
     items: dict[str, EvalItem] = {}
     lines: dict[str, int] = {}
@@ -116,6 +153,7 @@ def _items(content: bytes, path: Path) -> tuple[EvalItem, ...]:
         if not line.strip():
             continue
         item = _record(line, EvalItem, f"{path}:{number}")
+        _check_scorer(item, f"{path}:{number}")
         if item.id in items:
             raise RequestError(
                 f"{path}:{number}: field id: expected an id of its own, got {item.id!r} of line {lines[item.id]}"
@@ -124,6 +162,14 @@ def _items(content: bytes, path: Path) -> tuple[EvalItem, ...]:
     if not items:
         raise RequestError(f"{path}: expected one JSON object a line, got an empty file")
     return tuple(items.values())
+
+
+def _check_scorer(item: EvalItem, where: str) -> None:
+    """What is scored as a number must be one, and text has no tolerance."""
+    if item.scorer == "number" and not all(map(read_number, item.expected_answer.split(" | "))):
+        raise RequestError(f"{where}: field expected_answer: expected a number, got {item.expected_answer!r}")
+    if item.scorer == "exact" and item.tolerance:
+        raise RequestError(f"{where}: field tolerance: expected none with the scorer exact, got {item.tolerance}")
 
 
 def _record(line: bytes, kind: type[Record], where: str) -> Record:

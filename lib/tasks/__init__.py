@@ -1,13 +1,13 @@
 """Where generated traces come from, and how each of their steps is checked.
 
-A task is a module with `generate`, `check_steps`, `verify` and `deal_of`; `TASKS` names those there are.
+A task is a module with `generate`, `check_steps`, `verify`, `episode_of` and `canonical`; `TASKS` names them all.
 """
 
 from typing import Any
 
-from lib.tasks import high_card_duel
+from lib.tasks import arithmetic, high_card_duel
 
-TASKS = {high_card_duel.NAME: high_card_duel}
+TASKS = {task.NAME: task for task in (high_card_duel, arithmetic)}
 
 
 def group_keys(prompt: str, task: str = "", state: Any = None) -> set[str]:
@@ -18,5 +18,6 @@ def group_keys(prompt: str, task: str = "", state: Any = None) -> set[str]:
     """
     keys = {f"prompt: {' '.join(prompt.casefold().split())}"}
     if task in TASKS and isinstance(state, dict):
-        keys.add(f"{task}: " + " ".join(f"{name}={state[name]}" for name in sorted(state)))
+        common = TASKS[task].canonical(state)
+        keys.add(f"{task}: " + " ".join(f"{name}={common[name]}" for name in sorted(common)))
     return keys

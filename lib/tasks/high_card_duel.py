@@ -12,17 +12,16 @@ two cards after the shuffle are ours and the opponent's. A trace of it reads:
     5. Comparison: 12 is higher than 7, so the result is win.
     Answer: win
 
-Unseen are the 51 cards other than our own. Each step makes claims, which `check_step` reads back out of its
+Unseen are the 51 cards other than our own. Each step makes claims, which `check_steps` reads back out of its
 text and compares with the engine's.
 """
 
 import random
-import re
 from collections.abc import Iterator
 from itertools import permutations
 from typing import NamedTuple
 
-from lib.tasks.steps import StepCheck
+from lib.tasks.steps import StepCheck, check_claims
 from lib.trace import Trace, make_trace
 
 NAME = "high_card_duel"
@@ -151,7 +150,7 @@ def state_of(episode: Deal) -> dict[str, str]:
     return {"my_card": episode.mine.code, "opponent_card": episode.opponent.code}
 
 
-def deal_of(state: dict[str, str]) -> Deal:
+def episode_of(state: dict[str, str]) -> Deal:
     """The deal of a state. Raises ValueError where it is not one of this game."""
     codes = [state.get(name) if isinstance(state, dict) else None for name in ("my_card", "opponent_card")]
     known = all(isinstance(code, str) and code in _CARDS for code in codes)
@@ -162,22 +161,21 @@ def deal_of(state: dict[str, str]) -> Deal:
     return Deal(_CARDS[codes[0]], _CARDS[codes[1]])
 
 
+def canonical(state: dict[str, str]) -> dict[str, str]:
+    """What two states of the same question have in common: here all of it, as either card has its own place."""
+    return state
+
+
 def check_steps(state: dict[str, str], contents: list[str]) -> list[StepCheck]:
     """One check a step, in order; a step that is missing at the end counts as wrong."""
-    expected = truth(deal_of(state))
-    checks = [
-        _check(kind, claims, contents[index] if index < len(contents) else None)
-        for index, (kind, claims) in enumerate(expected.items())
-    ]
-    extra = [StepCheck("extra", False, "the game has no step after the comparison") for _ in contents[len(expected) :]]
-    return checks + extra
+    return check_claims(_STEPS, truth(episode_of(state)), contents)
 
 
 def verify(trace: Trace) -> str:
     """Why this trace is not what the engine would have written; empty where it is."""
     meta = trace.meta
     try:
-        episode = deal_of(meta.get("state", {}))
+        episode = episode_of(meta.get("state", {}))
     except ValueError as error:
         return f"meta.state: {error}"
     if isinstance(meta.get("seed"), int) and isinstance(meta.get("episode_index"), int):
@@ -189,15 +187,3 @@ def verify(trace: Trace) -> str:
         if not check.correct:
             return f"step {number} ({check.kind}): {check.reason}"
     return "" if trace.final_answer == episode.result else f"final_answer: expected {episode.result}"
-
-
-def _check(kind: str, expected: dict[str, str], content: str | None) -> StepCheck:
-    if content is None:
-        return StepCheck(kind, False, "the step is missing")
-    match = re.fullmatch(_STEPS[kind], content)
-    if not match:
-        return StepCheck(kind, False, f"does not read as a step of kind {kind}")
-    for name, value in match.groupdict().items():
-        if value != expected[name]:
-            return StepCheck(kind, False, f"says {name} {value}, the engine says {expected[name]}")
-    return StepCheck(kind, True, "")

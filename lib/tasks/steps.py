@@ -1,11 +1,56 @@
-"""What a task says about one step of a completion."""
+"""What a task says about the steps of a completion.
 
+    patterns = {"sum": r"(?P<a>[0-9]+) plus (?P<b>[0-9]+) is (?P<total>[0-9]+)"}
+    truth = {"sum": {"a": "2", "b": "3", "total": "5"}}
+    check_claims(patterns, truth, ["2 plus 3 is 6"])
+    # [StepCheck("sum", correct=False, reason="says total 6, the engine says 5", error="false")]
+
+The claims of each step are read back out of its text and compared with the engine's.
+"""
+
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class StepCheck(NamedTuple):
-    """Whether a step is true; `kind` names what it should have said, `reason` what is wrong with it."""
+    """Whether a step is true; `kind` names what it should have said, `reason` what is wrong with it.
+
+    `error` is the kind of process error, empty where the step is true:
+    missing      the steps end before it
+    unreadable   it is not written as a step of its kind
+    false        it is, and claims what is not so
+    extra        the true steps end before it
+    """
 
     kind: str
     correct: bool
     reason: str
+    error: str = ""
+
+
+def check_claims(
+    patterns: Mapping[str, str], truth: Mapping[str, Mapping[str, str]], contents: list[str]
+) -> list[StepCheck]:
+    """One check a step, in the order of `truth`; a step that is missing at the end counts as wrong.
+
+    `patterns` are regular expressions whose named groups are the claims of a step of that kind.
+    """
+    checks = [
+        _check(kind, patterns[kind], claims, contents[index] if index < len(contents) else None)
+        for index, (kind, claims) in enumerate(truth.items())
+    ]
+    after = f"the game has no step after the {list(truth)[-1].replace('_', ' ')}"
+    return checks + [StepCheck("extra", False, after, "extra") for _ in contents[len(truth) :]]
+
+
+def _check(kind: str, pattern: str, expected: Mapping[str, str], content: str | None) -> StepCheck:
+    if content is None:
+        return StepCheck(kind, False, "the step is missing", "missing")
+    match = re.fullmatch(pattern, content)
+    if not match:
+        return StepCheck(kind, False, f"does not read as a step of kind {kind}", "unreadable")
+    for name, value in match.groupdict().items():
+        if value != expected[name]:
+            return StepCheck(kind, False, f"says {name} {value}, the engine says {expected[name]}", "false")
+    return StepCheck(kind, True, "")

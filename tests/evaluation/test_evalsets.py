@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from lib.errors import RequestError
-from lib.evaluation.evalsets import EvalItem, load_eval_set, write_eval_set
+from lib.evaluation.evalsets import EvalItem, arithmetic_items, load_eval_set, write_eval_set
 from lib.files import repository_root
+from lib.tasks import group_keys
 
 GOOD = {"id": "a-1", "prompt": "1 + 1?", "expected_answer": "2", "category": "a", "difficulty": "easy"}
 GOOD_LINE = json.dumps(GOOD)
@@ -60,6 +61,15 @@ def test_what_is_written_is_read_back(tmp_path):
             json.dumps(GOOD | {"difficulty": "brutal"}),
             ["field difficulty", "easy|medium|hard", "got 'brutal'"],
         ),
+        (json.dumps(GOOD | {"scorer": "regex"}), ["field scorer", "exact|number|set", "got 'regex'"]),
+        (json.dumps(GOOD | {"tolerance": -1}), ["field tolerance", ">= 0", "got -1"]),
+        (json.dumps(GOOD | {"tolerance": "1"}), ["field tolerance", "expected `float`", "got '1'"]),
+        (json.dumps(GOOD | {"group": 1}), ["field group", "expected `str`", "got 1"]),
+        (
+            json.dumps(GOOD | {"scorer": "number", "expected_answer": "7 | seven"}),
+            ["field expected_answer", "expected a number", "'7 | seven'"],
+        ),
+        (json.dumps(GOOD | {"scorer": "exact", "tolerance": 0.1}), ["field tolerance", "expected none", "got 0.1"]),
         (json.dumps(GOOD | {"expected_answer": ""}), ["field expected_answer", "length >= 1", "got ''"]),
         (GOOD_LINE, ["field id", "expected an id of its own", "got 'a-1' of line 1"]),
         ("[]", ["expected `object`, got `array`"]),
@@ -144,3 +154,25 @@ def test_eval_v1_is_whole_balanced_and_verified():
     assert Counter(item.difficulty for item in items) == {"easy": 40, "medium": 40, "hard": 40}
     assert len({item.prompt for item in items}) == len(items) == 120
     assert all(item.id.startswith(item.category + "-") for item in items)
+
+
+def test_arithmetic_v1_is_drawn_again_byte_for_byte(tmp_path):
+    path = repository_root() / "evalsets" / "arithmetic_v1.jsonl"
+    manifest = json.loads(path.with_name("arithmetic_v1.manifest.json").read_text())
+    again = write_eval_set(
+        tmp_path / path.name, arithmetic_items(1000, seed=2025), manifest["description"], manifest["created_at"]
+    )
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes() and again.sha256 == manifest["sha256"]
+
+
+def test_arithmetic_v1_asks_no_problem_twice_and_expects_what_its_state_gives():
+    items = load_eval_set(repository_root() / "evalsets" / "arithmetic_v1.jsonl").items
+    keys = [group_keys(item.prompt, item.task, item.state) for item in items]
+    assert len(items) == 1000 and len(set().union(*keys)) == sum(map(len, keys)) == 2000
+    assert set(Counter(item.category for item in items).values()) == {200}
+    for item in items:
+        a, operator, b = item.state["a"], item.state["operator"], item.state["b"]
+        word = "plus" if operator == "+" else "times"
+        assert item.prompt == f"Arithmetic: what is {' '.join(a)} {word} {' '.join(b)}?"
+        result = int(a) + int(b) if operator == "+" else int(a) * int(b)
+        assert item.expected_answer == " ".join(str(result))

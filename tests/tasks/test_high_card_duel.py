@@ -15,7 +15,7 @@ from lib.tasks.high_card_duel import (
     all_deals,
     check_steps,
     deal,
-    deal_of,
+    episode_of,
     generate,
     question,
     state_of,
@@ -79,7 +79,7 @@ def test_every_true_trace_of_every_deal_is_verified():
         assert all(
             check.correct for check in check_steps(state_of(episode), [content for _, content in steps(episode)])
         )
-        assert deal_of(state_of(episode)) == episode
+        assert episode_of(state_of(episode)) == episode
 
 
 def test_unseen_cards_are_counted_from_the_51_others():
@@ -152,7 +152,7 @@ def test_extra_steps_are_wrong():
 def test_generated_traces_are_verified_and_read_back():
     for index, trace in enumerate(generate(50, seed=7, created_at="2025-01-01T00:00:00Z")):
         assert verify(trace) == "" and parse_trace(to_json(trace)) == trace
-        assert trace.meta["episode_index"] == index and deal_of(trace.meta["state"]) == deal(7 + index)
+        assert trace.meta["episode_index"] == index and episode_of(trace.meta["state"]) == deal(7 + index)
         assert (trace.meta["source"], trace.meta["game"], trace.meta["seed"]) == ("builtin", NAME, 7)
 
 
@@ -194,13 +194,13 @@ def test_what_the_engine_would_not_have_written_is_told():
 )  # fmt: skip
 def test_a_state_that_is_none_of_this_game_is_refused(state: object):
     with pytest.raises(ValueError, match="expected two different cards"):
-        deal_of(state)
+        episode_of(state)
     trace = make_trace(question(TOY), steps(TOY), "win", {"game": NAME, "state": state})
     assert verify(trace).startswith("meta.state: expected two different cards")
 
 
 def test_the_order_of_a_states_keys_does_not_matter():
-    assert deal_of({"opponent_card": "7H", "my_card": "QS"}) == TOY
+    assert episode_of({"opponent_card": "7H", "my_card": "QS"}) == TOY
 
 
 def test_two_questions_are_the_same_by_their_state_or_their_words():
