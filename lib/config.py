@@ -53,10 +53,10 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TracesConfig:
     # The game that the run's traces are generated from; empty: use what the store holds.
-    game: str = bounded("", of=("", "high_card_duel"))
+    game: str = bounded("", of=("", "high_card_duel", "arithmetic"))
     # Number of episodes to play; 0 with no game.
     count: int = bounded(0, low=0, high=10_000_000)
-    # Episode i is dealt with seed + i.
+    # Episode i is drawn with seed + i.
     seed: int = bounded(42, low=0)
 
 
@@ -117,10 +117,27 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class VerdictConfig:
-    # Significance level of the exact McNemar test.
+    # Significance level of the test: exact McNemar, and where items share groups the clustered t test as well.
     alpha: float = bounded(0.05, low=0.0001, high=0.5)
     # Smallest change of accuracy that is called one: 0.01 is one percentage point.
     min_effect: float = bounded(0.01, low=0.0, high=1.0)
+    # "No detectable change" is said only where a change of detectable_effect (of min_effect, if that is larger)
+    # would have been found with this probability; otherwise the verdict is "underpowered".
+    power: float = bounded(0.8, low=0.5, high=0.999)
+    detectable_effect: float = bounded(0.05, low=0.001, high=1.0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    # 0 takes the likeliest token; above, one is drawn, the more freely the higher.
+    temperature: float = bounded(0.0, low=0.0, high=10.0)
+    # Draw from the so many likeliest tokens; 0: from all.
+    top_k: int = bounded(0, low=0)
+    # Draw from the fewest tokens that hold this share of the probability.
+    top_p: float = bounded(1.0, low=0.001, high=1.0)
+    # Completions of each item; more than one needs a temperature.
+    samples: int = bounded(1, low=1, high=1000)
+    seed: int = bounded(42, low=0, high=2**32 - 1)
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,10 @@ class EvaluationConfig:
     batch_size: int = bounded(64, low=1)
     # A completion that is not over by then counts as truncated.
     max_new_tokens: int = bounded(256, low=1)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # Items that each model answers a second time, in another order and batch: where that changes a score, the report
+    # says so.
+    control_limit: int = bounded(64, low=1)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
 
 
@@ -141,8 +162,9 @@ class Config:
     # Names the run folder.
     name: str
     dataset: DatasetConfig
-    # What is trained on: trace_sft_v1 (reasoning and answer) or answer_sft_v1 (the answer alone).
-    recipe: str = bounded("trace_sft_v1", of=("trace_sft_v1", "answer_sft_v1"))
+    # What is trained on: trace_sft_v1 (reasoning and answer), answer_sft_v1 (the answer alone), or shuffled_answers
+    # (reasoning and answer of another question: a control, which must not win).
+    recipe: str = bounded("trace_sft_v1", of=("trace_sft_v1", "answer_sft_v1", "shuffled_answers"))
     # Put before every prompt, in training and evaluation alike.
     system_instruction: str = ""
     traces: TracesConfig = field(default_factory=TracesConfig)
@@ -323,6 +345,11 @@ def _check_together(config: Config, where: str) -> None:
     if bool(config.traces.game) != bool(config.traces.count):
         raise RequestError(
             f"{where}: traces: game and count go together; give both, or neither to use the store as it is"
+        )
+    if config.evaluation.sampling.samples > 1 and not config.evaluation.sampling.temperature:
+        raise RequestError(
+            f"{where}: evaluation.sampling.temperature: expected above 0 where samples is more than 1, as the "
+            "likeliest completion is always the same one"
         )
     if config.training.warmup_steps >= config.training.num_steps:
         raise RequestError(
