@@ -9,11 +9,15 @@ holds the types of the steps, which rendered text does not show.
 """
 
 import json
+import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from lib.data.renderer import (
+    SHUFFLED,
     Example,
     parse_conversation,
     refuse_control_tokens,
@@ -71,9 +75,24 @@ def export_lines(
     """One JSON line a trace, in order. Raises RequestError for an unknown format or a trace that cannot be told."""
     if format not in FORMATS:
         raise RequestError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    for trace in traces:
+    for trace in shuffled(list(traces)) if recipe == SHUFFLED else traces:
         record = FORMATS[format](trace, render_example(trace, recipe, system_instruction))
+        if recipe == SHUFFLED:
+            record["metadata"]["recipe"] = SHUFFLED
         yield json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def shuffled(traces: list[Trace]) -> list[Trace]:
+    """Each question with the reasoning and the answer of another trace; the same traces give the same ones.
+
+    Nothing about a question can be learned from them, only how answers look and how often each comes.
+    """
+    order = random.Random(len(traces)).sample(range(len(traces)), len(traces))
+    other = {place: traces[following] for place, following in zip(order, order[1:] + order[:1], strict=True)}
+    return [
+        replace(trace, steps=other[place].steps, final_answer=other[place].final_answer)
+        for place, trace in enumerate(traces)
+    ]
 
 
 def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: str = "") -> list[Example]:
@@ -115,9 +134,12 @@ def detect_format(record: Any) -> str:
 def _example(record: Any, recipe: str, system_instruction: str) -> Example:
     kind = detect_format(record)
     name = _text(record, "id")
-    _check_version(record.get("metadata"))
+    metadata = record.get("metadata")
+    _check_version(metadata)
+    if (recipe == SHUFFLED) != (isinstance(metadata, dict) and metadata.get("recipe") == SHUFFLED):
+        raise ValueError(f"exported with another recipe than the config's {recipe}; export with --config or --recipe")
     if kind == "trace":
-        steps = record["trace_steps"] if recipe == "trace_sft_v1" else []
+        steps = [] if recipe == "answer_sft_v1" else record["trace_steps"]
         if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
             raise ValueError("trace_steps: expected a list of texts")
         prompt = render_prompt(_text(record, "prompts"), system_instruction)

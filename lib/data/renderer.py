@@ -25,7 +25,9 @@ from lib.trace import Trace
 RECIPES = {
     "trace_sft_v1": "the reasoning steps and the answer",
     "answer_sft_v1": "the answer alone: the ablation that shows what the reasoning is worth",
+    "shuffled_answers": "the reasoning and the answer of another question: the control that must not win",
 }
+SHUFFLED = "shuffled_answers"
 CONTROL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
@@ -95,7 +97,7 @@ def render_example(trace: Trace, recipe: str = "trace_sft_v1", system_instructio
         raise RequestError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
     steps = [step.content for step in trace.steps]
     refuse_control_tokens(f"trace {trace.id}", trace.prompt, *steps, trace.final_answer)
-    response = render_response(steps if recipe == "trace_sft_v1" else [], trace.final_answer)
+    response = render_response([] if recipe == "answer_sft_v1" else steps, trace.final_answer)
     return Example(trace.id, render_prompt(trace.prompt, system_instruction), response)
 
 

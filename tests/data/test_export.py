@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lib.data.export import FORMATS, detect_format, export_lines, read_examples
-from lib.data.renderer import RECIPES, Example, render_example
+from lib.data.export import FORMATS, detect_format, export_lines, read_examples, shuffled
+from lib.data.renderer import RECIPES, SHUFFLED, Example, render_example
 from lib.errors import RequestError
+from lib.tasks import high_card_duel
 from lib.trace import Trace, make_trace
 
 TOY = make_trace(
@@ -83,7 +84,7 @@ def test_lines_come_in_the_order_of_the_traces_and_keep_their_characters():
     assert "é\u2028".encode() in lines[0]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != SHUFFLED])
 @pytest.mark.parametrize("instruction", ["", "Reason step by step."])
 def test_all_formats_give_the_same_training_items(recipe: str, instruction: str, tmp_path: Path):
     other = make_trace("1\n\n1?", [("s", "a\nb"), ("s", "Answer: no")], "x\ny", {})
@@ -184,3 +185,24 @@ def test_f07_a_bom_and_crlf_make_no_difference(tmp_path: Path):
     path = tmp_path / "toy.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(RECORDS["trace"]).encode() + b"\r\n\r\n")
     assert read_examples(path) == [render_example(TOY)]
+
+
+def test_shuffled_answers_are_those_of_other_questions_and_always_the_same(tmp_path):
+    traces = list(high_card_duel.generate(30, seed=0, created_at="2025-01-01T00:00:00Z"))
+    found = shuffled(traces)
+    assert found == shuffled(traces)
+    assert [(trace.id, trace.prompt) for trace in found] == [(trace.id, trace.prompt) for trace in traces]
+    own, others = ([(trace.steps, trace.final_answer) for trace in side] for side in (traces, found))
+    assert all(there != here for there, here in zip(own, others, strict=True))
+    assert sorted(map(str, own)) == sorted(map(str, others))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_shuffled_answers_is_read_under_its_own_recipe_alone(format, tmp_path):
+    traces = list(high_card_duel.generate(3, seed=0, created_at="2025-01-01T00:00:00Z"))
+    for recipe, other in [("shuffled_answers", "trace_sft_v1"), ("trace_sft_v1", "shuffled_answers")]:
+        path = tmp_path / f"{recipe}.jsonl"
+        path.write_bytes(b"".join(export_lines(traces, format, recipe)))
+        assert len(read_examples(path, recipe)) == 3
+        with pytest.raises(RequestError, match="exported with another recipe"):
+            read_examples(path, other)

@@ -60,7 +60,7 @@ def test_the_system_instruction_stands_at_the_head_of_the_users_turn():
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(RequestError, match="expected one of trace_sft_v1, answer_sft_v1, got 'sft'"):
+    with pytest.raises(RequestError, match="expected one of trace_sft_v1, answer_sft_v1, shuffled_answers, got 'sft'"):
         render_example(TOY, "sft")
 
 
