@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-faults test-parity test-tunix lab lint benchmark clean
+.PHONY: help quickstart test test-faults test-parity test-tunix test-harness lab lint benchmark clean
 
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
@@ -15,10 +15,11 @@ help:
 	@echo "make test-faults  every fault of docs/reliability.md in its full count (half an hour)"
 	@echo "make test-parity  our Gemma against the one of transformers and torch, which it installs into .venv-parity"
 	@echo "make test-tunix   our trainer against Tunix's, which it installs into .venv-tunix"
+	@echo "make test-harness our model under lm-evaluation-harness, which it installs into .venv-harness"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
-	@echo "make clean        remove .venv, .venv-parity and .venv-tunix (runs/ stays)"
+	@echo "make clean        remove .venv and those beside it (runs/ stays)"
 
 quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
@@ -47,8 +48,11 @@ test-parity: $(READY) .venv-parity/ready
 test-tunix: .venv-tunix/ready
 	@.venv-tunix/bin/python -m pytest -m tunix -rP tests/training/test_tunix.py
 
+test-harness: .venv-harness/ready
+	@.venv-harness/bin/python -m pytest -m harness -rP tests/evaluation/test_harness.py
+
 clean:
-	rm -rf .venv .venv-parity .venv-tunix
+	rm -rf .venv .venv-parity .venv-tunix .venv-harness
 
 $(READY): requirements.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
@@ -64,6 +68,12 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv --clear .venv-parity
 	@.venv-parity/bin/pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	@touch .venv-parity/ready
+
+.venv-harness/ready: requirements.txt requirements-harness.txt $(READY)
+	@echo "Installing lm-evaluation-harness into .venv-harness (once) …"
+	@$(PYTHON) -m venv --clear .venv-harness
+	@.venv-harness/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-harness.txt
+	@touch .venv-harness/ready
 
 .venv-tunix/ready: requirements.txt requirements-tunix.txt $(READY)
 	@echo "Installing Tunix into .venv-tunix (once) …"
