@@ -12,13 +12,13 @@ import os
 import re
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lib.errors import RequestError, RetraceError
+from lib.experiments.markdown import printable
 from lib.files import check_writable, shown_path
 
 # Modules that take long to import (jax, papermill, polars) are imported by the verb that needs them.
@@ -114,7 +114,7 @@ def traces_verify(arguments: argparse.Namespace) -> None:
 def dataset_build(arguments: argparse.Namespace) -> None:
     from lib.config import DatasetConfig, build, parse_yaml
     from lib.data.dataset import build_dataset
-    from lib.experiments.stages import datasets, reserved_questions, store
+    from lib.experiments.stages import datasets, find_all_leaks, reserved_questions, store
 
     if arguments.request:
         given = [
@@ -147,6 +147,11 @@ def dataset_build(arguments: argparse.Namespace) -> None:
         f"in {shown_path(dataset.folder)}")  # fmt: skip
     for reason, count in manifest["dropped"].items():
         say(f"  left out: {count} {reason}")
+    for name, leaks in find_all_leaks(dataset).items():
+        if leaks:
+            say(f"  warning: {len({leak.item for leak in leaks})} items of {name} are asked in other words")
+        for leak in leaks[:5]:
+            say(f"    {leak.item} by trace {leak.trace} ({leak.kind}, {leak.similarity})")
 
 
 def dataset_export(arguments: argparse.Namespace) -> None:
@@ -242,7 +247,8 @@ def eval_generate(arguments: argparse.Namespace) -> None:
 
 def eval_report(arguments: argparse.Namespace) -> None:
     from lib.config import VerdictConfig, load_config
-    from lib.evaluation.compare import compare, read_results
+    from lib.evaluation.compare import compare
+    from lib.evaluation.results import read_results
     from lib.experiments.report import write_markdown
 
     rule = load_config(arguments.config, []).evaluation.verdict if arguments.config else VerdictConfig()
@@ -301,10 +307,18 @@ def runs_verify(arguments: argparse.Namespace) -> None:
 
 
 def runs_compare(arguments: argparse.Namespace) -> None:
-    from lib.experiments.compare_runs import compare_runs
+    from lib.experiments.compare_runs import compare_runs, compare_tuned, differences
 
     for line in compare_runs(arguments.run, arguments.other):
         tell(line)
+    if arguments.output:
+        from lib.experiments.report import write_comparison
+
+        comparison = compare_tuned(arguments.run, arguments.other)
+        title = f"{arguments.run} against {arguments.other}"
+        write_comparison(arguments.output, comparison, title, differences(arguments.run, arguments.other))
+        tell(f"The tuned model of {arguments.other} against that of {arguments.run}: {comparison.headline}")
+        tell(f"Report: {shown_path(arguments.output)}")
 
 
 def runs_reproduce(arguments: argparse.Namespace) -> None:
@@ -479,7 +493,12 @@ def parser() -> Parser:
     )
     flag(made, "key", metavar="KEY")
     flag(made, "--format", required=True, metavar="F", help="trace, tunix_sft, training_example or messages")
-    flag(made, "--recipe", default="trace_sft_v1", help="trace_sft_v1 (default) or answer_sft_v1, the answer alone")
+    flag(
+        made,
+        "--recipe",
+        default="trace_sft_v1",
+        help="trace_sft_v1 (default), answer_sft_v1 (the answer alone) or shuffled_answers (of another question)",
+    )
     flag(made, "--config", metavar="C.yaml", help="take the recipe and the system instruction from this configuration")
     flag(made, "--system-instruction", default="", metavar="TEXT", help="put before every prompt")
     flag(made, "--output", type=Path, metavar="F.jsonl", help="default: standard output")
@@ -551,6 +570,7 @@ def parser() -> Parser:
                 "runs compare 20261122_101500_quickstart 20261122_114500_quickstart")  # fmt: skip
     flag(made, "run", metavar="RUN")
     flag(made, "other", metavar="OTHER")
+    flag(made, "--output", type=Path, metavar="R.html", help="compare their tuned models item by item, as a page")
     made = verb(runs, "reproduce", runs_reproduce,
                 "Execute a run again from its record, compare every result, and write a certificate.",
                 "runs reproduce 20261122_101500_quickstart --prove")  # fmt: skip
@@ -572,10 +592,7 @@ def _seconds(text: str) -> float:
 
 def tell(text: object, **options: Any) -> None:
     """Print, without a character that a terminal would obey, or that turns the direction of what follows."""
-    kept = (
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp") else "\ufffd" for c in str(text)
-    )
-    print("".join(kept), **options)
+    print(printable(str(text)), **options)
 
 
 def say(text: str) -> None:

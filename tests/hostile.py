@@ -20,7 +20,9 @@ from lib.config import Config, DatasetConfig, VerdictConfig
 from lib.data.dataset import Dataset
 from lib.data.renderer import Example
 from lib.data.tokenizer import load_tokenizer
-from lib.evaluation.compare import Comparison, compare, read_results
+from lib.evaluation.compare import Comparison, compare, control
+from lib.evaluation.leaks import Near
+from lib.evaluation.results import read_results
 from lib.experiments.report import RunFacts
 from lib.tasks import high_card_duel
 
@@ -209,7 +211,9 @@ def comparison(folder: Path, texts: Iterable[str]) -> Comparison:
     for side, verdicts in sides.items():
         write_lines(folder / side, [_answer(text, number, verdict, f"{first}{side}", first) for text in [first, *rest]
                                     for number, verdict in enumerate(verdicts)])  # fmt: skip
-    return compare(*(read_results(folder / side) for side in sides), VerdictConfig())
+    before, after = (read_results(folder / side) for side in sides)
+    controls = [control(side, side, VerdictConfig()) for side in (before, after)]
+    return compare(before, after, VerdictConfig())._replace(controls=controls)
 
 
 def completion_of(text: str) -> str:
@@ -230,6 +234,7 @@ def facts(dataset: Dataset, text: str) -> RunFacts:
         tokenizer=load_tokenizer(dataset.tokenizer_file),
         metrics=METRICS,
         training=training,
+        nearest={text: [Near(text, text, 0.5)]},
         record=record | {"results": {"weights_sha256": text, text: text}},
         reproduce=text,
     )
@@ -252,9 +257,9 @@ def _answer(text: str, number: int, verdict: str, model: str, eval_set: str) -> 
     meta = {
         "model": model, "weights_sha256": model, "eval_set": eval_set, "eval_set_sha256": eval_set,
         "eval_id": f"{text}{number}", "category": text, "expected_answer": text, "task": high_card_duel.NAME,
-        "state": high_card_duel.state_of(high_card_duel.deal(0)),
+        "state": high_card_duel.state_of(high_card_duel.deal(0)), "decoding": {}, "sample": 0,
     }  # fmt: skip
     return _trace(text, {}) | {
         "meta": meta, "completion": completion_of(text), "score": int(verdict == "correct"), "verdict": verdict,
-        "num_tokens": 1,
+        "num_tokens": 1, "logprob": -0.5,
     }  # fmt: skip

@@ -25,9 +25,12 @@ LAYERS = [
 ]
 BESIDE = {("model", "data")}  # a model's folder holds its tokenizer
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-OPTIONAL = {"transformers", "torch", "tunix", "ungar"}
+OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval"}
 WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "experiments.report", "experiments.figures"}
-WITHOUT_JAX |= {f"evaluation.{name}" for name in ("scoring", "statistics", "evalsets", "leaks", "compare")}
+WITHOUT_JAX |= {
+    f"evaluation.{name}"
+    for name in ("scoring", "numbers", "statistics", "verdict", "metrics", "evalsets", "leaks", "results", "compare")
+}
 
 
 class Import(NamedTuple):

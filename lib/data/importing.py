@@ -183,9 +183,10 @@ class _Evaluation(Trace, kw_only=True):
     score: Annotated[int, Meta(ge=0, le=1)] | None
     verdict: Literal["correct", "wrong", "unscored", "truncated"]
     num_tokens: Annotated[int, Meta(ge=0)]
+    logprob: Annotated[float, Meta(le=0)]
 
 
-_SCORED = frozenset({"completion", "score", "verdict", "num_tokens"})
+_SCORED = frozenset({"completion", "score", "verdict", "num_tokens", "logprob"})
 _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 

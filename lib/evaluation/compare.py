@@ -3,103 +3,65 @@
     comparison = compare(read_results(run / "eval_before.jsonl"), read_results(run / "eval_after.jsonl"), config)
     comparison.verdict.sentence       # "Improved: accuracy rose from …"
 
-Accuracy is correct items over all items: one without a readable answer, or cut off by the token limit, is not
-correct, and is counted apart from a wrong one. Where an item's task is known, each step of the completion is
-checked against the engine; a completion is sound when every step of it is true and none is missing.
+The verdict is that of `lib.evaluation.verdict`, with one condition more: improved is only what is detectably better
+than always giving the commonest answer of the eval set, as how often each answer comes is learned without a thought.
+
+Two controls stand beside it, in which nothing changed: each model's answers against its own answers to the same
+items, asked in another order and in batches of another size. A rule that finds a change there is not to be believed.
 """
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lib.config import VerdictConfig
 from lib.errors import RequestError
 from lib.evaluation.leaks import Leak
-from lib.evaluation.scoring import reasoning_steps
-from lib.evaluation.statistics import (
-    Interval,
-    PairedDifference,
-    Verdict,
-    paired_difference,
-    verdict,
-    wilson_interval,
-)
-from lib.tasks import TASKS
-from lib.tasks.steps import StepCheck
-from lib.trace import TRACE_VERSION
+from lib.evaluation.results import ItemResult, Results, Summary, summarise
+from lib.evaluation.statistics import Interval, PairedDifference, holm, paired_bootstrap, paired_difference
+from lib.evaluation.verdict import Verdict, items_needed, minimum_detectable_effect, verdict
 
-VERDICTS = ("correct", "wrong", "unscored", "truncated")
-
-
-class ItemResult(NamedTuple):
-    """One item as one model answered it; `checks` is empty where the item's task is not known."""
-
-    id: str
-    prompt: str
-    expected: str
-    category: str
-    completion: str
-    answer: str
-    verdict: str
-    steps: list[str]
-    checks: list[StepCheck]
-    num_tokens: int
-
-    @property
-    def correct(self) -> bool:
-        return self.verdict == "correct"
-
-    @property
-    def sound(self) -> bool:
-        return bool(self.checks) and all(check.correct for check in self.checks)
-
-    @property
-    def unsound(self) -> bool:
-        """Some reasoning was written, and it is not true throughout; an answer alone is no wrong reasoning."""
-        return bool(self.checks and self.steps) and not self.sound
-
-    @property
-    def first_error(self) -> str:
-        """`step 4 (unseen): says lower 36, the engine says lower 40`, or empty."""
-        for number, check in enumerate(self.checks, 1):
-            if not check.correct:
-                return f"step {number} ({check.kind}): {check.reason}"
-        return ""
-
-
-class Results(NamedTuple):
-    """One evaluation output: whose, over which eval set, and every item."""
-
-    model: str
-    weights_sha256: str
-    eval_set: str
-    eval_set_sha256: str
-    items: list[ItemResult]
-
-
-class Summary(NamedTuple):
-    """Figures of one model. `checked` items are of a known task; of these `sound` are true in every step, and
-    `no_reasoning` have no step at all."""
-
-    n: int
-    counts: dict[str, int]
-    accuracy: float
-    interval: Interval
-    checked: int
-    sound: int
-    sound_interval: Interval | None
-    no_reasoning: int
-    right_answer_wrong_reasoning: int
-    wrong_answer_right_reasoning: int
+NO_CHANGE = "no detectable change"
 
 
 class Category(NamedTuple):
-    """One row of the table by category."""
+    """One row of the table by category; `p_value` is adjusted for there being several (Holm)."""
 
     name: str
     before: Summary
     after: Summary
+    paired: PairedDifference
+    p_value: float
+    word: str
+
+
+class Constant(NamedTuple):
+    """What giving one answer every time is worth: the commonest expected one, and how the tuned model stands to it."""
+
+    answer: str
+    paired: PairedDifference
+    beaten: bool
+
+
+class Outlook(NamedTuple):
+    """The smallest change that these items show with the power of the rule, and how many items show `target`.
+
+    `items_needed` is None where they cannot tell, as all are of one group.
+    """
+
+    detectable_effect: float
+    target: float
+    items_needed: int | None
+
+
+class Control(NamedTuple):
+    """One model against itself: how many completions are the same text, and what the rule says of the scores."""
+
+    model: str
+    same_text: int
+    paired: PairedDifference
+    word: str
 
 
 class Comparison(NamedTuple):
@@ -110,13 +72,18 @@ class Comparison(NamedTuple):
     before_summary: Summary
     after_summary: Summary
     paired: PairedDifference
+    bootstrap: Interval
     rule: VerdictConfig
     verdict: Verdict
+    outlook: Outlook
+    constant: Constant
     categories: list[Category]
     fixed: list[tuple[ItemResult, ItemResult]]
     broken: list[tuple[ItemResult, ItemResult]]
+    both_wrong: list[tuple[ItemResult, ItemResult]]
     unsound: list[ItemResult]
-    step_errors: dict[str, int]
+    # None where they were not run, as where two evaluation outputs are compared by hand.
+    controls: list[Control] | None = None
     # None where the training data was not looked at.
     leaks: list[Leak] | None = None
 
@@ -125,142 +92,202 @@ class Comparison(NamedTuple):
         return len({leak.item for leak in self.leaks or ()})
 
     @property
+    def failed_controls(self) -> list[Control]:
+        return [control for control in self.controls or () if control.word != NO_CHANGE]
+
+    @property
     def headline(self) -> str:
-        """The verdict, and what stands against it: wrong reasoning under correct answers, and leaks."""
+        """The verdict, and what stands against it: wrong reasoning under correct answers, leaks, a failed control."""
         said = [self.verdict.sentence]
         if self.unsound:
             correct = self.after_summary.counts["correct"]
             said.append(f"But {len(self.unsound)} of {correct} correct answers rest on wrong reasoning.")
         if self.leaks:
             said.append(f"Warning: the training data asks {self.leaking_items} of the {self.paired.n} items, too.")
+        for control in self.failed_controls:
+            said.append(
+                f"Warning: {control.model} against itself is {control.word}, so the rule finds what is not there."
+            )
         return " ".join(said)
 
 
-def read_results(path: Path) -> Results:
-    """An evaluation output. Raises RequestError, naming the line, where it is none."""
-    items, heads = [], set()
-    try:
-        lines = path.read_text("utf-8").removesuffix("\n").split("\n")  # splitlines() would also split at U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if (version := record["trace_version"]) != TRACE_VERSION:
-                raise ValueError(f"trace_version {version!r} is not known, only {TRACE_VERSION!r}")
-            meta = record["meta"]
-            items.append(_item(record, meta))
-            heads.add(tuple(_text(meta, name) for name in ("model", "weights_sha256", "eval_set", "eval_set_sha256")))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else error
-            raise RequestError(f"{path}:{number}: not a line of an evaluation output: {reason}") from None
-    if len(heads) != 1:
-        raise RequestError(f"{path}: expected the answers of one model to one eval set, got {len(heads)}")
-    return Results(*heads.pop(), items)
-
-
 def compare(before: Results, after: Results, rule: VerdictConfig) -> Comparison:
-    """The comparison of two models on the same items. Raises RequestError where the items differ."""
-    if before.eval_set_sha256 != after.eval_set_sha256 or [i.id for i in before.items] != [i.id for i in after.items]:
-        raise RequestError(
-            f"before and after answered different items: {before.eval_set} ({len(before.items)}) and "
-            f"{after.eval_set} ({len(after.items)}); evaluate both on the same eval set"
-        )
+    """The comparison of two models on the same items. Raises RequestError where items or decoding differ."""
+    _check_comparable(before, after)
     pairs = list(zip(before.items, after.items, strict=True))
-    paired = paired_difference([b.correct for b, _ in pairs], [a.correct for _, a in pairs], 1 - rule.alpha)
+    paired = _paired(before.items, after.items, rule)
+    constant = _constant(after.items, rule)
+    correct = [[item.correct for item in side.items] for side in (before, after)]
+    groups = [item.group for item in after.items]
     return Comparison(
         before=before,
         after=after,
         before_summary=summarise(before.items, rule),
         after_summary=summarise(after.items, rule),
         paired=paired,
+        bootstrap=paired_bootstrap(*correct, np.random.default_rng(0), 1 - rule.alpha, groups),
         rule=rule,
-        verdict=verdict(paired, rule.alpha, rule.min_effect),
-        categories=[
-            Category(
-                name,
-                *(summarise([item for item in side.items if item.category == name], rule) for side in (before, after)),
-            )
-            for name in sorted({item.category for item in before.items})
-        ],
+        verdict=_beyond(constant, verdict(paired, rule), paired),
+        outlook=_outlook(paired, rule),
+        constant=constant,
+        categories=_categories(before.items, after.items, rule),
         fixed=[(b, a) for b, a in pairs if a.correct and not b.correct],
         broken=[(b, a) for b, a in pairs if b.correct and not a.correct],
+        both_wrong=[(b, a) for b, a in pairs if not (b.correct or a.correct)],
         unsound=[item for item in after.items if item.correct and item.unsound],
-        step_errors=dict(
-            Counter(check.kind for item in after.items for check in item.checks if item.steps and not check.correct)
-        ),
     )
 
 
-def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
-    """Figures of some items, the intervals at the confidence of the rule."""
-    confidence = 1 - rule.alpha
-    counts = Counter(item.verdict for item in items)
-    checked = [item for item in items if item.checks]
-    sound = sum(item.sound for item in checked)
-    return Summary(
-        n=len(items),
-        counts={name: counts[name] for name in VERDICTS},
-        accuracy=counts["correct"] / len(items),
-        interval=wilson_interval(counts["correct"], len(items), confidence),
-        checked=len(checked),
-        sound=sound,
-        sound_interval=wilson_interval(sound, len(checked), confidence) if checked else None,
-        no_reasoning=sum(not item.steps for item in checked),
-        right_answer_wrong_reasoning=sum(item.correct and item.unsound for item in checked),
-        wrong_answer_right_reasoning=sum(item.sound and item.verdict == "wrong" for item in checked),
-    )
+def control(answers: Results, again: Results, rule: VerdictConfig) -> Control:
+    """What the rule says of one model's answers, and of the same items answered again. Raises RequestError."""
+    wanted = {item.id for item in again.items}
+    first = answers._replace(items=[item for item in answers.items if item.id in wanted])
+    _check_comparable(first, again)
+    paired = _paired(first.items, again.items, rule)
+    same = sum(there.completion == here.completion for there, here in zip(first.items, again.items, strict=True))
+    found = verdict(paired, rule).word
+    return Control(answers.model, same, paired, NO_CHANGE if found == "underpowered" else found)
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
-    """The numbers that a manifest keeps."""
-    paired = comparison.paired
+    """The numbers that a manifest and `eval_summary.json` keep.
 
-    def side(summary: Summary) -> dict[str, Any]:
-        return {
-            "accuracy": summary.accuracy, "interval": list(summary.interval), **summary.counts,
-            "steps_checked": summary.checked, "all_steps_correct": summary.sound,
-            "no_reasoning": summary.no_reasoning,
-            "right_answer_wrong_reasoning": summary.right_answer_wrong_reasoning,
-        }  # fmt: skip
-
+    `before` and `after` are laid out as lm-evaluation-harness writes its results, and hold more beside that.
+    """
+    paired, constant = comparison.paired, comparison.constant
     return {
         "eval_set": comparison.before.eval_set,
         "n": paired.n,
-        "before": side(comparison.before_summary),
-        "after": side(comparison.after_summary),
+        "before": _side(comparison.before, comparison.before_summary),
+        "after": _side(comparison.after, comparison.after_summary),
         "difference": paired.difference,
+        "difference_stderr": paired.standard_error,
         "difference_interval": [paired.low, paired.high],
+        "bootstrap_interval": list(comparison.bootstrap),
+        "clusters": paired.clusters,
         "fixed": paired.fixed,
         "broken": paired.broken,
-        "mcnemar_p": paired.p_value,
+        "p_value": paired.p_value,
+        **comparison.outlook._asdict(),
+        "constant": {"answer": constant.answer, "accuracy": constant.paired.before, "beaten": constant.beaten},
+        "categories": [
+            {
+                "category": row.name, "n": row.before.n, "before": row.before.accuracy, "after": row.after.accuracy,
+                "difference_interval": [row.paired.low, row.paired.high], "adjusted_p": row.p_value, "word": row.word,
+            }
+            for row in comparison.categories
+        ],
+        "controls": None if comparison.controls is None else [
+            {
+                "model": found.model, "n": found.paired.n, "same_text": found.same_text, "fixed": found.paired.fixed,
+                "broken": found.paired.broken, "word": found.word,
+            }
+            for found in comparison.controls
+        ],
         "leaks": None if comparison.leaks is None else [leak._asdict() for leak in comparison.leaks],
-        "rule": {"alpha": comparison.rule.alpha, "min_effect": comparison.rule.min_effect},
+        "rule": comparison.rule.__dict__,
         "verdict": comparison.verdict.word,
         "sentence": comparison.headline,
-    }
+    }  # fmt: skip
 
 
-def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
-    if record["verdict"] not in VERDICTS:
-        raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
-    steps = reasoning_steps(_text(record, "completion"))
-    task = TASKS.get(meta.get("task", ""))
-    return ItemResult(
-        id=_text(meta, "eval_id"),
-        prompt=_text(record, "prompt"),
-        expected=_text(meta, "expected_answer"),
-        category=_text(meta, "category"),
-        completion=record["completion"],
-        answer=_text(record, "final_answer"),
-        verdict=record["verdict"],
-        steps=steps,
-        checks=task.check_steps(meta["state"], steps) if task else [],
-        num_tokens=record["num_tokens"],
+def _side(results: Results, summary: Summary) -> dict[str, Any]:
+    name = results.eval_set
+    return {
+        "results": {
+            name: {
+                "alias": name, "exact_match,none": summary.accuracy,
+                "exact_match_stderr,none": summary.pass_at_1.standard_error,
+            }
+        },
+        "higher_is_better": {name: {"exact_match": True}},
+        "n-shot": {name: 0},
+        "n-samples": {name: {"original": summary.n, "effective": summary.n}},
+        "config": {"model": results.model, "gen_kwargs": results.decoding},
+        "task_hashes": {name: results.eval_set_sha256},
+        "weights_sha256": results.weights_sha256,
+        "accuracy": summary.accuracy,
+        "interval": list(summary.interval),
+        **summary.counts,
+        "steps_checked": summary.checked,
+        "all_steps_correct": summary.sound,
+        "no_reasoning": summary.no_reasoning,
+        "right_answer_wrong_reasoning": summary.right_answer_wrong_reasoning,
+        "wrong_answer_right_reasoning": summary.wrong_answer_right_reasoning,
+        "steps": summary.steps,
+        "true_steps": summary.true_steps,
+        "first_errors": {str(step): count for step, count in summary.first_errors.items()},
+        "step_errors": [
+            {"step": kind, "error": error, "count": count} for (kind, error), count in summary.errors.items()
+        ],
+        "samples": summary.samples,
+        "pass@1": summary.pass_at_1.mean,
+        f"pass@{summary.samples}": summary.pass_at_all.mean,
+        "ece": summary.calibration.ece,
+        "brier": summary.calibration.brier,
+    }  # fmt: skip
+
+
+def _check_comparable(before: Results, after: Results) -> None:
+    if before.eval_set_sha256 != after.eval_set_sha256 or [i.id for i in before.items] != [i.id for i in after.items]:
+        raise RequestError(
+            f"before and after answered different items: {before.eval_set} ({len(before.items)}) and "
+            f"{after.eval_set} ({len(after.items)}); evaluate both on the same eval set"
+        )
+    for name in before.decoding | after.decoding:
+        there, here = (side.decoding.get(name) for side in (before, after))
+        if there != here:
+            raise RequestError(
+                f"before and after were decoded differently: {name} {there!r} and {here!r}; evaluate both alike"
+            )
+
+
+def _paired(before: list[ItemResult], after: list[ItemResult], rule: VerdictConfig) -> PairedDifference:
+    correct = [[item.correct for item in side] for side in (before, after)]
+    return paired_difference(*correct, 1 - rule.alpha, [item.group for item in after])
+
+
+def _outlook(paired: PairedDifference, rule: VerdictConfig) -> Outlook:
+    target = rule.min_effect or rule.detectable_effect
+    told = not paired.clustered or paired.clusters > 1
+    return Outlook(
+        detectable_effect=minimum_detectable_effect(paired, rule.alpha, rule.power),
+        target=target,
+        items_needed=items_needed(paired, target, rule.alpha, rule.power) if told else None,
     )
 
 
-def _text(record: dict[str, Any], name: str) -> str:
-    if not isinstance(record[name], str):
-        raise ValueError(f"{name}: expected a text, got {type(record[name]).__name__}")
-    return record[name]
+def _constant(after: list[ItemResult], rule: VerdictConfig) -> Constant:
+    answer, _ = Counter(item.expected for item in after).most_common(1)[0]
+    constantly, correct = [item.expected == answer for item in after], [item.correct for item in after]
+    paired = paired_difference(constantly, correct, 1 - rule.alpha, [item.group for item in after])
+    return Constant(answer, paired, paired.p_value < rule.alpha and paired.difference > 0)
+
+
+def _beyond(constant: Constant, found: Verdict, paired: PairedDifference) -> Verdict:
+    """The verdict, with no gain called one that a constant answer has, too."""
+    if found.word != "improved" or constant.beaten:
+        return found
+    return Verdict(
+        NO_CHANGE,
+        f"No detectable change beyond a constant answer: accuracy {100 * paired.before:.1f} % before, "
+        f"{100 * paired.after:.1f} % after on {paired.n} items, and always answering {constant.answer!r} gets "
+        f"{100 * constant.paired.before:.1f} %.",
+    )
+
+
+def _categories(before: list[ItemResult], after: list[ItemResult], rule: VerdictConfig) -> list[Category]:
+    names = sorted({item.category for item in before})
+    sides = [([i for i in before if i.category == name], [i for i in after if i.category == name]) for name in names]
+    paired = [_paired(*side, rule) for side in sides]
+    adjusted = holm([found.p_value for found in paired])
+    return [
+        Category(name, summarise(old, rule), summarise(new, rule), found, p, _word(found, p, rule))
+        for name, (old, new), found, p in zip(names, sides, paired, adjusted, strict=True)
+    ]
+
+
+def _word(paired: PairedDifference, adjusted: float, rule: VerdictConfig) -> str:
+    if adjusted >= rule.alpha or abs(paired.difference) < rule.min_effect:
+        return ""
+    return "improved" if paired.difference > 0 else "regressed"

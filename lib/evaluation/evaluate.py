@@ -1,13 +1,17 @@
-"""A model answers an eval set: one trace an item, with the raw completion and its score beside it.
+"""A model answers an eval set: one trace a completion, with the raw text and its score beside it.
 
     results = answer_eval_set(model, eval_set, config.evaluation, label="tiny (base)")
     write_results(run / "eval_before.jsonl", results)
 
-Decoding is greedy, so the same weights give the same text; the output imports back as traces.
+The same weights, configuration and seed give the same text; the output imports back as traces. Where the configuration
+asks for several samples, an item has as many lines, and `meta.sample` counts them from 0.
+
+The control is the same items answered again, in reverse and in batches of another size, of which no answer may know.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +38,49 @@ def answer_eval_set(
     model: Model, eval_set: EvalSet, config: EvaluationConfig, label: str, system_instruction: str = ""
 ) -> list[dict[str, Any]]:
     """The evaluation output of the first `config.limit` items, in their order; `label` says whose answers they are."""
-    items = eval_set.items[: config.limit]
-    completions = _complete(model, items, config, system_instruction)
+    return _answers(model, eval_set, eval_set.items[: config.limit], config, label, system_instruction)
+
+
+def answer_control(
+    model: Model, eval_set: EvalSet, config: EvaluationConfig, label: str, system_instruction: str = ""
+) -> list[dict[str, Any]]:
+    """The first `config.control_limit` of these items, in their order, asked in reverse and in other batches."""
+    items = eval_set.items[: config.limit][: config.control_limit]
+    other = replace(config, batch_size=config.batch_size // 2 or 2)
+    records = _answers(model, eval_set, items[::-1], other, label, system_instruction)
+    places = {item.id: place for place, item in enumerate(items)}
+    return sorted(records, key=lambda record: places[record["meta"]["eval_id"]])
+
+
+def _answers(
+    model: Model,
+    eval_set: EvalSet,
+    items: Sequence[EvalItem],
+    config: EvaluationConfig,
+    label: str,
+    system_instruction: str,
+) -> list[dict[str, Any]]:
+    asked = [(item, sample) for item in items for sample in range(config.sampling.samples)]
+    completions = _complete(model, [item for item, _ in asked], config, system_instruction)
     about = {
         "source": "evaluation",
         "model": label,
         "weights_sha256": model.weights_sha256,
         "eval_set": eval_set.name,
         "eval_set_sha256": eval_set.sha256,
-    }
+        "decoding": {
+            "max_new_tokens": config.max_new_tokens, "system_instruction": system_instruction,
+            **asdict(config.sampling),
+        },
+    }  # fmt: skip
     return [
         _record(
             item,
             model.tokenizer.decode(completion.tokens).replace("\0", "\N{REPLACEMENT CHARACTER}"),
             completion,
-            about,
+            about | {"sample": sample},
         )
-        for item, completion in zip(items, completions, strict=True)
+        for (item, sample), completion in zip(asked, completions, strict=True)
     ]
 
 
@@ -67,7 +97,7 @@ def _complete(
             return generate(
                 model.graph, in_dtype(model.params, model.dtype), prompts,
                 (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id), config.max_new_tokens, config.batch_size,
-                on_done=bar.update,
+                config.sampling, on_done=bar.update,
             )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -77,13 +107,15 @@ def _complete(
         ) from None
 
 
-def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, str]) -> dict[str, Any]:
+def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, Any]) -> dict[str, Any]:
     """A trace of what the model said; where the completion has no steps or no answer, the trace says that."""
-    scored = score(text, item.expected_answer, completion.truncated)
+    scored = score(text, item.expected_answer, completion.truncated, item.scorer, item.tolerance)
     steps = [("step", step) for step in reasoning_steps(text)] or [("completion", text or NO_TEXT)]
     meta = about | {"eval_id": item.id, "category": item.category, "expected_answer": item.expected_answer}
     if item.task:
         meta |= {"task": item.task, "state": item.state}
+    if item.group:
+        meta["group"] = item.group
     return {
         "trace_version": TRACE_VERSION,
         "prompt": item.prompt,
@@ -94,4 +126,5 @@ def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, 
         "score": scored.value,
         "verdict": scored.verdict,
         "num_tokens": len(completion.tokens),
+        "logprob": completion.logprob,
     }

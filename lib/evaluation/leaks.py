@@ -7,7 +7,7 @@ Kinds, each item and trace told once, by the first that holds:
 
 exact            the same characters
 same words       the same but for case and blanks
-same state       the same deal of a known game, whatever the words
+same state       the same deal or problem of a known game, whatever the words
 near duplicate   shared runs of three words, where the state is not known: at least six tenths of all that the two have
                  (Jaccard), or nine tenths of the item's own, and the same numbers in both
 
@@ -39,6 +39,14 @@ class Leak(NamedTuple):
     similarity: float
 
 
+class Near(NamedTuple):
+    """A training trace, and how alike its question is (1.0: the same)."""
+
+    trace: str
+    prompt: str
+    similarity: float
+
+
 def audit(traces: Iterable[Trace], items: Sequence[EvalItem]) -> list[Leak]:
     """Every pair of an item and a trace that ask the same, in the order of the items."""
     exact, keyed, runs = defaultdict(list), defaultdict(list), defaultdict(list)
@@ -54,6 +62,18 @@ def audit(traces: Iterable[Trace], items: Sequence[EvalItem]) -> list[Leak]:
         for number, kind, similarity in _asked(trace, items, exact, keyed, runs):
             found.setdefault((number, trace.id), Leak(items[number].id, kind, trace.id, similarity))
     return [found[key] for key in sorted(found)]
+
+
+def nearest(traces: Sequence[Trace], prompts: Iterable[str], count: int = 3) -> dict[str, list[Near]]:
+    """For each prompt the traces whose questions share the most runs of three words with it (Jaccard), best first."""
+    asked = [(trace, _runs(trace.prompt)) for trace in traces]
+    found = {}
+    for prompt in prompts:
+        own = _runs(prompt)
+        alike = [(len(own & runs) / max(1, len(own | runs)), trace) for trace, runs in asked]
+        best = sorted(alike, key=lambda pair: (-pair[0], pair[1].id))[:count]
+        found[prompt] = [Near(trace.id, trace.prompt, round(similarity, 3)) for similarity, trace in best if similarity]
+    return found
 
 
 def _asked(

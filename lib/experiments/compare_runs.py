@@ -1,11 +1,18 @@
-"""Two runs side by side: what they were made from, what each came to, and which results are the same bits."""
+"""Two runs side by side: what they were made from, what each came to, and which results are the same bits.
+
+The tuned models of two runs that were evaluated alike are compared item by item, as before and after are in one run:
+that is how an ablation is read, such as training on answers alone against training on reasoning.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 from lib.config import load_config, to_dict
+from lib.evaluation.compare import Comparison, compare
+from lib.evaluation.results import read_results
 from lib.experiments.evidence import EVIDENCE, compare_results, read_record
 from lib.experiments.run import CONFIG, find_run, read_manifest
+from lib.experiments.stages import OUTPUTS
 
 
 def compare_runs(one: str, other: str) -> Iterator[str]:
@@ -14,13 +21,11 @@ def compare_runs(one: str, other: str) -> Iterator[str]:
     Raises RequestError where one of them has not come to its report.
     """
     folders = [find_run(name) for name in (one, other)]
-    configs = [dict(_leaves(to_dict(load_config(folder / CONFIG)))) for folder in folders]
     records = [read_record(folder / EVIDENCE) for folder in folders]
     manifests = [read_manifest(folder) for folder in folders]
     yield f"{'':<40} {folders[0].name:<32} {folders[1].name}"
-    for key in configs[0] | configs[1]:
-        if configs[0].get(key) != configs[1].get(key):
-            yield _line(key, configs[0].get(key), configs[1].get(key))
+    for key, there, here in differences(one, other):
+        yield _line(key, there, here)
     for name in sorted(records[0]["fingerprint"].keys() | records[1]["fingerprint"].keys()):
         there, here = (record["fingerprint"].get(name, "absent") for record in records)
         if there != here:
@@ -32,6 +37,24 @@ def compare_runs(one: str, other: str) -> Iterator[str]:
         if not row.equal:
             yield f"differs: {row.what}{f' ({row.note})' if row.note else ''}"
     yield f"{sum(row.equal for row in rows)} of {len(rows)} results are equal, bit for bit"
+
+
+def compare_tuned(one: str, other: str) -> Comparison:
+    """The tuned model of `other` against that of `one`, by the rule of `other`.
+
+    Raises RequestError where they answered different items, or decoded differently.
+    """
+    folders = [find_run(name) for name in (one, other)]
+    before, after = (read_results(folder / OUTPUTS["after"]) for folder in folders)
+    before = before._replace(model=f"{before.model}, {folders[0].name}")
+    after = after._replace(model=f"{after.model}, {folders[1].name}")
+    return compare(before, after, load_config(folders[1] / CONFIG).evaluation.verdict)
+
+
+def differences(one: str, other: str) -> list[tuple[str, str, str]]:
+    """(key, value there, value here) of each entry in which the configurations of two runs differ."""
+    there, here = (dict(_leaves(to_dict(load_config(find_run(name) / CONFIG)))) for name in (one, other))
+    return [(key, str(there.get(key)), str(here.get(key))) for key in there | here if there.get(key) != here.get(key)]
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,10 +20,16 @@ from lib.files import sha256_bytes, sha256_file
 EVIDENCE = "evidence.json"
 VERSION = "1.0"
 LOGGED = ("step", "loss", "grad_norm", "learning_rate", "held_out_loss")
+ANSWERS = {
+    "eval_before": "the base model's answers",
+    "eval_after": "the tuned model's answers",
+    "control_before": "the base model's control",
+    "control_after": "the tuned model's control",
+}
 RECORD_KEYS = {"evidence_version", "run", "config", "code", "fingerprint", "environment", "dataset", "results"}
 RESULT_KEYS = {
-    "dataset_sha256", "inputs", "losses", "checkpoints", "weights_sha256", "eval_before", "eval_after",
-    "comparison_sha256", "delta_report_sha256", "pictures",
+    "dataset_sha256", "inputs", "losses", "checkpoints", "weights_sha256", *ANSWERS,
+    "summary_sha256", "delta_report_sha256", "pictures",
 }  # fmt: skip
 
 
@@ -47,8 +53,8 @@ def results(folder: Path, dataset_sha256: str, drawings: list[str]) -> dict[str,
             "losses": [[line.get(name) for name in LOGGED] for line in _lines(folder / "metrics.jsonl")],
             "checkpoints": [[line["step"], line["sha256"]] for line in _lines(folder / "checkpoints.jsonl")],
             "weights_sha256": model["weights_sha256"],
-            **{f"eval_{side}": _completions(folder / f"eval_{side}.jsonl") for side in ("before", "after")},
-            "comparison_sha256": sha256_file(folder / "comparison.json"),
+            **{name: _completions(folder / f"{name}.jsonl") for name in ANSWERS},
+            "summary_sha256": sha256_file(folder / "eval_summary.json"),
             "delta_report_sha256": sha256_file(folder / "delta_report.md"),
             "pictures": [sha256_bytes(drawing.encode()) for drawing in drawings],
         }
@@ -88,10 +94,10 @@ def compare_results(recorded: dict[str, Any], found: dict[str, Any]) -> list[Row
         *_checkpoints(recorded["checkpoints"], found["checkpoints"]),
         _row("tuned weights", recorded["weights_sha256"], found["weights_sha256"]),
         *(
-            _row(f"text of the {name} model's answers", recorded[side], found[side], _first_item(recorded, found, side))
-            for side, name in (("eval_before", "base"), ("eval_after", "tuned"))
+            _row(f"text of {whose}", recorded[name], found[name], _first_item(recorded, found, name))
+            for name, whose in ANSWERS.items()
         ),
-        _row("figures of the comparison", recorded["comparison_sha256"], found["comparison_sha256"]),
+        _row("figures of the comparison", recorded["summary_sha256"], found["summary_sha256"]),
         _row("delta_report.md", recorded["delta_report_sha256"], found["delta_report_sha256"]),
         _row("pictures of the report", recorded["pictures"], found["pictures"]),
     ]
@@ -157,8 +163,12 @@ def _digest(value: Any) -> str:
 
 
 def _completions(file: Path) -> list[list[str]]:
-    """Item and digest of its completion, in the order of the file."""
-    return [[line["meta"]["eval_id"], sha256_bytes(line["completion"].encode())[:16]] for line in _lines(file)]
+    """Item, its sample behind it where there are several, and digest of the completion, in the order of the file."""
+
+    def name(meta: dict[str, Any]) -> str:
+        return f"{meta['eval_id']} sample {meta['sample']}" if meta["sample"] else meta["eval_id"]
+
+    return [[name(line["meta"]), sha256_bytes(line["completion"].encode())[:16]] for line in _lines(file)]
 
 
 class _Carried(HTMLParser):

@@ -66,6 +66,29 @@ def accuracy_figure(comparison: Comparison) -> Figure:
         return figure
 
 
+def reliability_figure(comparison: Comparison) -> Figure:
+    """Share of correct items by the probability that the model gave to its completion: on the diagonal, calibrated."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 100], [0, 100], color="0.6", linestyle=":", label="calibrated")
+        sides = [(comparison.before_summary, BEFORE, "o", "before"), (comparison.after_summary, AFTER, "s", "after")]
+        for side, color, marker, label in sides:
+            bins = side.calibration.bins
+            axes.plot(
+                [100 * row.confidence for row in bins], [100 * row.accuracy for row in bins], color=color,
+                marker=marker, label=label,
+            )  # fmt: skip
+            for row in bins:
+                axes.annotate(
+                    f"{row.n}", (100 * row.confidence, 100 * row.accuracy), (4, 4), textcoords="offset points"
+                )
+        axes.set(xlim=(-2, 106), ylim=(-4, 108), xlabel="confidence (%), mean of a bin; beside it, its items")
+        axes.set_ylabel("correct (%)")
+        figure.legend(loc="outside upper right", frameon=False, ncols=3)
+        return figure
+
+
 def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
     """One horizontal bar a label, the first on top."""
     with matplotlib.rc_context(STYLE):

@@ -113,8 +113,8 @@ def _result(manifest: dict[str, Any]) -> list[str]:
         f"Eval set {inline(found['eval_set'])}, the same items before and after training.",
         table(["", "before", "after"], rows),
         f"Paired difference {100 * found['difference']:+.1f} points ({confidence} interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}); {found['fixed']} fixed, {found['broken']} broken; exact McNemar p = "
-        f"{found['mcnemar_p']:.3g}. {_leaks(found['leaks'])} Rule, set before the run: a change is called "
+        f"{100 * high:+.1f}); {found['fixed']} fixed, {found['broken']} broken; p = "
+        f"{found['p_value']:.3g}. {_leaks(found['leaks'])} Rule, set before the run: a change is called "
         f"one where p < {found['rule']['alpha']:g} and accuracy changes by {100 * found['rule']['min_effect']:.1f} "
         "points or more.",
     ]

@@ -39,17 +39,17 @@ from lib.experiments.run import (
     read_manifest,
     sweep,
 )
-from lib.experiments.stages import EXPORT, OUTPUTS, datasets, find_eval_set
+from lib.experiments.stages import CONTROLS, EXPORT, OUTPUTS, datasets, find_eval_set
 from lib.files import home, is_sealed, repository_root, sealed, sha256_bytes, sha256_file, shown_path, write_json
 from lib.trace import utc_now
 
 STAGES = [
     Stage("01_traces", "01_traces", {}),
     Stage("02_dataset", "02_dataset", {}, (EXPORT,)),
-    Stage("04_evaluate_before", "04_evaluate", {"model": "before"}, (OUTPUTS["before"],)),
+    Stage("04_evaluate_before", "04_evaluate", {"model": "before"}, (OUTPUTS["before"], CONTROLS["before"])),
     Stage("03_train", "03_train", {}, ("metrics.jsonl", "checkpoints.jsonl", "checkpoints/", "checkpoint-final/")),
-    Stage("04_evaluate_after", "04_evaluate", {"model": "after"}, (OUTPUTS["after"],)),
-    Stage("05_compare", "05_compare", {}, ("delta_report.md", "comparison.json", EVIDENCE, "report.html")),
+    Stage("04_evaluate_after", "04_evaluate", {"model": "after"}, (OUTPUTS["after"], CONTROLS["after"])),
+    Stage("05_compare", "05_compare", {}, ("delta_report.md", "eval_summary.json", EVIDENCE, "report.html")),
 ]
 CONTINUED = ("metrics.jsonl", "checkpoint")  # what a stage goes on from, and proves itself; nothing else stays
 PAGES = (".ipynb", ".html")  # what a stage shows; the stages after it are made from its other files
@@ -267,7 +267,7 @@ def _close(run: Run, status: str, error: str) -> None:
         metrics={
             "training": trained.get("training"),
             "weights_sha256": trained.get("weights_sha256"),
-            "evaluation": _read(run.path("comparison.json")) or None,
+            "evaluation": _read(run.path("eval_summary.json")) or None,
         },
         wall_s={name: record["wall_s"] for name, record in records.items() if record},
         fingerprint=trained.get("fingerprint"),

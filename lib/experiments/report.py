@@ -19,9 +19,11 @@ from markupsafe import Markup
 from lib.config import Config
 from lib.data.renderer import CONTROL_TOKENS, Example, encode_example
 from lib.data.tokenizer import Tokenizer
-from lib.evaluation.compare import Comparison, ItemResult, Summary
+from lib.evaluation.compare import Category, Comparison
+from lib.evaluation.leaks import Near
+from lib.evaluation.results import ItemResult, Summary
 from lib.evaluation.statistics import Interval
-from lib.experiments.figures import accuracy_figure, loss_figure, svg
+from lib.experiments.figures import accuracy_figure, loss_figure, reliability_figure, svg
 from lib.experiments.markdown import fenced, inline, table
 from lib.files import atomic_write
 
@@ -37,7 +39,11 @@ class TokenSpan(NamedTuple):
 
 
 class RunFacts(NamedTuple):
-    """What the page says of the run besides the comparison; `record` is what reproducing it needs and compares."""
+    """What the page says of the run besides the comparison.
+
+    `nearest` are the training traces most like each question that is shown; `record` is what reproducing the run needs
+    and compares.
+    """
 
     config: Config
     dataset: dict[str, Any]
@@ -45,8 +51,38 @@ class RunFacts(NamedTuple):
     tokenizer: Tokenizer
     metrics: list[dict[str, float]]
     training: dict[str, Any]
+    nearest: dict[str, list[Near]]
     record: dict[str, Any]
     reproduce: str
+
+
+class ShownStep(NamedTuple):
+    """One step of a completion: `mark` is true, or the kind of its error, or empty where nobody can check it."""
+
+    text: str
+    mark: str
+    reason: str
+    differs: bool
+
+
+def shown_steps(item: ItemResult, other: ItemResult | None = None) -> list[ShownStep]:
+    """The steps of an item as a reader wants to see them; `differs` where the other completion says something else."""
+    count = max(len(item.steps), len(item.checks))
+    return [_shown_step(place, item, other) for place in range(count)]
+
+
+def _shown_step(place: int, item: ItemResult, other: ItemResult | None) -> ShownStep:
+    text = item.steps[place] if place < len(item.steps) else ""
+    check = item.checks[place] if place < len(item.checks) else None
+    theirs = other.steps[place] if other and place < len(other.steps) else ""
+    mark = "" if check is None else "true" if check.correct else check.error
+    return ShownStep(text, mark, check.reason if check else "", other is not None and text != theirs)
+
+
+def shown_prompts(comparison: Comparison) -> list[str]:
+    """The questions of all items that the page shows."""
+    pairs = [*comparison.broken[:SHOWN], *comparison.fixed[:SHOWN], *comparison.both_wrong[:SHOWN]]
+    return [item.prompt for item in (*(after for _, after in pairs), *comparison.unsound[:SHOWN])]
 
 
 def token_spans(example: Example, tokenizer: Tokenizer) -> list[TokenSpan]:
@@ -74,19 +110,33 @@ def write_markdown(path: Path, comparison: Comparison) -> None:
 
 
 def drawings(comparison: Comparison, metrics: list[dict[str, float]]) -> dict[str, str]:
-    """The pictures of the page, as SVG."""
-    return {"accuracy": svg(accuracy_figure(comparison)), "loss": svg(loss_figure(metrics))}
+    """The pictures of the page, as SVG; of the loss only where there are metrics."""
+    drawn = {"accuracy": svg(accuracy_figure(comparison)), "reliability": svg(reliability_figure(comparison))}
+    return drawn | ({"loss": svg(loss_figure(metrics))} if metrics else {})
 
 
 def write_page(path: Path, comparison: Comparison, facts: RunFacts, drawn: dict[str, str]) -> None:
-    """The whole report as one HTML file that needs nothing from anywhere."""
+    """The whole report of a run as one HTML file that needs nothing from anywhere."""
     spans = token_spans(facts.example, facts.tokenizer)
-    page = _templates().get_template("report.html.j2").render(
-        comparison=comparison, facts=facts, spans=spans, trained=sum(span.trained for span in spans), shown=SHOWN,
-        confidence=f"{100 * (1 - comparison.rule.alpha):g}", record=json.dumps(facts.record, ensure_ascii=False),
-        drawn={name: Markup(picture) for name, picture in drawn.items()},
-    )  # fmt: skip
-    atomic_write(path, page)
+    about = {"spans": spans, "trained": sum(span.trained for span in spans)}
+    record = json.dumps(facts.record, ensure_ascii=False)
+    atomic_write(path, _page(comparison, facts.record["run"], drawn, facts=facts, record=record, **about))
+
+
+def write_comparison(path: Path, comparison: Comparison, title: str, differences: list[tuple[str, str, str]]) -> None:
+    """Two evaluations as such a page, without what is told of a single run; `differences` are name, before, after."""
+    atomic_write(path, _page(comparison, title, drawings(comparison, []), facts=None, differences=differences))
+
+
+def _page(comparison: Comparison, title: str, drawn: dict[str, str], **about: Any) -> str:
+    pictures = {name: Markup(picture) for name, picture in drawn.items()}
+    confidence = f"{100 * (1 - comparison.rule.alpha):g}"
+    known = {"differences": []} | about
+    return (
+        _templates()
+        .get_template("report.html.j2")
+        .render(comparison=comparison, title=title, drawn=pictures, confidence=confidence, shown=SHOWN, **known)
+    )
 
 
 def write_certificate(path: Path, certificate: Any) -> None:
@@ -108,10 +158,8 @@ def markdown(comparison: Comparison) -> str:
         f"Before: {inline(before.model)}, weights {inline(before.weights_sha256[:12])}. "
         f"After: {inline(after.model)}, weights {inline(after.weights_sha256[:12])}. "
         f"Eval set: {inline(before.eval_set)}, {comparison.paired.n} items.",
-        f"Rule, set before the run: improved or regressed where the exact McNemar test gives p < "
-        f"{comparison.rule.alpha:g} and accuracy changes by {100 * comparison.rule.min_effect:.1f} points or more; "
-        "otherwise no detectable change. Accuracy is correct items over all items; an item without a readable "
-        "answer, or cut off by the token limit, is not correct and is counted apart.",
+        f"Rule, set before the run: {rule(comparison)} Accuracy is correct items over all items; an item without a "
+        "readable answer, or cut off by the token limit, is not correct and is counted apart.",
         "## Counts",
         table(
             ["", "before", "after"],
@@ -128,24 +176,94 @@ def markdown(comparison: Comparison) -> str:
                     "right answer, wrong reasoning",
                     *(_checkable(side, side.right_answer_wrong_reasoning) for side in _sides(comparison)),
                 ],
+                [
+                    "wrong answer, right reasoning",
+                    *(_checkable(side, side.wrong_answer_right_reasoning) for side in _sides(comparison)),
+                ],
+                ["true steps of those written or missing", *map(true_steps, _sides(comparison))],
+                *_samples(comparison),
+                ["calibration error (ECE)", *(f"{side.calibration.ece:.3f}" for side in _sides(comparison))],
+                ["Brier score", *(f"{side.calibration.brier:.3f}" for side in _sides(comparison))],
             ],
         ),
         f"Paired difference: {percent(comparison.paired.difference, signed=True)} "
         f"({confidence} interval {100 * comparison.paired.low:+.1f} to "
         f"{100 * comparison.paired.high:+.1f}); {comparison.paired.fixed} fixed, "
-        f"{comparison.paired.broken} broken; exact McNemar p = {comparison.paired.p_value:.3g}.",
+        f"{comparison.paired.broken} broken; p = {comparison.paired.p_value:.3g}. "
+        f"Bootstrap interval {100 * comparison.bootstrap.low:+.1f} to {100 * comparison.bootstrap.high:+.1f}.",
+        inline(power(comparison)),
+        inline(constant(comparison)),
         "## By category",
         table(
-            ["category", "n", "before", "after"],
-            [[inline(c.name), c.before.n, _accuracy(c.before), _accuracy(c.after)] for c in comparison.categories],
+            ["category", "n", "before", "after", "difference", "p (Holm)", ""],
+            [
+                [
+                    inline(c.name),
+                    c.before.n,
+                    _accuracy(c.before),
+                    _accuracy(c.after),
+                    difference(c),
+                    f"{c.p_value:.3g}",
+                    c.word,
+                ]
+                for c in comparison.categories
+            ],
         ),
+        _controls(comparison),
         _leaks(comparison),
         _step_errors(comparison),
         *_pairs("Broken: correct before, not after", comparison.broken),
         *_pairs("Fixed: correct after, not before", comparison.fixed),
+        *_pairs("Wrong before and after", comparison.both_wrong),
         *_unsound_items(comparison.unsound),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def rule(comparison: Comparison) -> str:
+    """The rule of the verdict, as whoever reads it needs it."""
+    given = comparison.rule
+    test = (
+        "the exact McNemar test (with the clustered t test)"
+        if comparison.paired.clustered
+        else "the exact McNemar test"
+    )
+    return (
+        f"improved or regressed where {test} gives p < {given.alpha:g} and accuracy changes by "
+        f"{100 * given.min_effect:.1f} points or more, improved only where a constant answer is beaten, too; else no "
+        f"detectable change where {100 * given.detectable_effect:.1f} points would have been found with "
+        f"{100 * given.power:g} % power, and underpowered where not."
+    )
+
+
+def power(comparison: Comparison) -> str:
+    """What the items could have shown."""
+    found, given = comparison.outlook, comparison.rule
+    said = (
+        f"With {comparison.paired.n} items, a change of {100 * found.detectable_effect:.1f} points is found with "
+        f"{100 * given.power:g} % power"
+    )
+    if found.items_needed is None or found.items_needed <= comparison.paired.n:
+        return f"{said}."
+    return f"{said}; for {100 * found.target:.1f} points, {found.items_needed:,} items like these are needed."
+
+
+def constant(comparison: Comparison) -> str:
+    """What a constant answer is worth here."""
+    found = comparison.constant
+    low, high = 100 * found.paired.low, 100 * found.paired.high
+    return (
+        f"Always answering {found.answer!r} is correct for {percent(found.paired.before)}; the tuned model is "
+        f"{'better' if found.beaten else 'not detectably better'} than that ({low:+.1f} to {high:+.1f} points)."
+    )
+
+
+def difference(row: Category) -> str:
+    return f"{100 * row.paired.difference:+.1f} ({100 * row.paired.low:+.1f} to {100 * row.paired.high:+.1f})"
+
+
+def true_steps(side: Summary) -> str:
+    return f"{side.true_steps} of {side.steps} ({percent(side.true_steps / side.steps)})" if side.steps else "none"
 
 
 def visible(completion: str) -> str:
@@ -179,6 +297,35 @@ def _checkable(side: Summary, count: int) -> str:
     return str(count) if side.checked else "not checkable"
 
 
+def _samples(comparison: Comparison) -> list[list[str]]:
+    if comparison.after_summary.samples == 1:
+        return []
+    k = comparison.after_summary.samples
+    return [
+        ["one sample alone (pass@1)", *(percent(side.pass_at_1.mean) for side in _sides(comparison))],
+        [f"at least one of {k} samples (pass@{k})", *(percent(side.pass_at_all.mean) for side in _sides(comparison))],
+    ]
+
+
+def _controls(comparison: Comparison) -> str:
+    if comparison.controls is None:
+        return "## Controls\n\nNot run, as two evaluation outputs were compared."
+    rows = [
+        [
+            inline(found.model),
+            f"{found.same_text} of {found.paired.n}",
+            found.paired.fixed,
+            found.paired.broken,
+            found.word,
+        ]
+        for found in comparison.controls
+    ]
+    return (
+        "## Controls: each model against itself\n\nThe same items, asked again in reverse and in other batches.\n\n"
+        + table(["model", "same text", "fixed", "broken", "the rule says"], rows)
+    )
+
+
 def _leaks(comparison: Comparison) -> str:
     if comparison.leaks is None:
         return "## Leaks\n\nNot looked for, as the training data was not given."
@@ -186,7 +333,7 @@ def _leaks(comparison: Comparison) -> str:
         return "## Leaks\n\nNo item is asked in the training data."
     rows = [[inline(leak.item), leak.kind, inline(leak.trace)] for leak in comparison.leaks[:SHOWN]]
     more = len(comparison.leaks) - SHOWN
-    rest = f"\n\nAnd {more} more pairs, whole in comparison.json beside this report." if more > 0 else ""
+    rest = f"\n\nAnd {more} more pairs, whole in eval_summary.json beside this report." if more > 0 else ""
     return f"## Leaks ({comparison.leaking_items} items)\n\n" + table(["item", "kind", "training trace"], rows) + rest
 
 
@@ -195,10 +342,27 @@ def _step_errors(comparison: Comparison) -> str:
         return ""
     if comparison.after_summary.no_reasoning == comparison.after_summary.checked:
         return "## Reasoning steps\n\nThe tuned model wrote no reasoning, so there is none to check."
-    if not comparison.step_errors:
+    if not comparison.after_summary.errors:
         return "## Reasoning steps\n\nEvery step that the tuned model wrote is true."
-    rows = sorted(comparison.step_errors.items(), key=lambda row: -row[1])
-    return "## Reasoning steps that were wrong after training\n\n" + table(["step", "times"], rows)
+    rows = [[inline(kind), error, count] for kind, error, count in step_errors(comparison.after_summary)]
+    return (
+        "## Reasoning steps that were wrong after training\n\n"
+        + table(["step", "error", "times"], rows)
+        + f"\n\nFirst wrong step: {first_errors(comparison.after_summary)}."
+    )
+
+
+def step_errors(side: Summary) -> list[tuple[str, str, int]]:
+    """(kind of step, kind of error, times), the most frequent first."""
+    return sorted(((*key, count) for key, count in side.errors.items()), key=lambda row: (-row[2], row[:2]))
+
+
+def first_errors(side: Summary) -> str:
+    """`step 4 in 12 items, step 5 in 3`."""
+    parts = [f"step {step} in {count}" for step, count in side.first_errors.items()]
+    return ", ".join(parts[:8]) + (
+        f" and later ones in {sum(list(side.first_errors.values())[8:])}" if parts[8:] else ""
+    )
 
 
 def _pairs(title: str, pairs: list[tuple[ItemResult, ItemResult]]) -> list[str]:
@@ -230,5 +394,7 @@ def _templates() -> Environment:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {"percent": percent, "interval": interval, "visible": visible}
+    templates.filters |= {"percent": percent, "interval": interval, "visible": visible, "steps": shown_steps}
+    templates.filters |= {"rule": rule, "power": power, "constant": constant, "difference": difference}
+    templates.filters |= {"true_steps": true_steps, "step_errors": step_errors, "first_errors": first_errors}
     return templates

@@ -18,9 +18,10 @@ from lib.data.renderer import Example
 from lib.data.store import Added, Store
 from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
-from lib.evaluation.compare import Comparison, Results, compare, figures, read_results
+from lib.evaluation.compare import Comparison, compare, control, figures
 from lib.evaluation.evalsets import EvalSet, load_eval_set
-from lib.evaluation.leaks import audit
+from lib.evaluation.leaks import Leak, audit, nearest
+from lib.evaluation.results import Results, read_results
 from lib.experiments.evidence import EVIDENCE, VERSION, results
 from lib.experiments.manifest import code_of, environment, save_code
 from lib.experiments.run import CONFIG, Run
@@ -30,6 +31,7 @@ from lib.trace import Trace, utc_now
 
 EXPORT = "train.tunix_sft.jsonl"
 OUTPUTS = {"before": "eval_before.jsonl", "after": "eval_after.jsonl"}
+CONTROLS = {"before": "control_before.jsonl", "after": "control_after.jsonl"}
 
 
 def store() -> Store:
@@ -86,10 +88,9 @@ def make_dataset(config: Config) -> Dataset:
 
 def reserved_questions(eval_set: str = "") -> dict[str, str]:
     """Group key → eval set, of every question of evalsets/ and of the one named: none of them is ever trained on."""
-    eval_sets = [load_eval_set(path) for path in sorted((repository_root() / "evalsets").glob("*.jsonl"))]
     return {
         key: eval_set.name
-        for eval_set in [*eval_sets, *([find_eval_set(eval_set)] if eval_set else [])]
+        for eval_set in [*published_eval_sets(), *([find_eval_set(eval_set)] if eval_set else [])]
         for item in eval_set.items
         for key in group_keys(item.prompt, item.task, item.state)
     }
@@ -136,23 +137,24 @@ def tokenizer_file(config: Config) -> Path:
 
 def evaluate_model(run: Run, model: str) -> Results:
     """Answers of the model `before` or `after` to the eval set; made, where they must be, after what they need."""
-    from lib.evaluation.evaluate import answer_eval_set, write_results
+    from lib.evaluation.evaluate import answer_control, answer_eval_set, write_results
     from lib.model.weights import load_model
 
     if model not in OUTPUTS:
         raise RequestError(f"model: expected before or after, got {model!r}")
-    file = run.path(OUTPUTS[model])
-    if not file.is_file():
+    file, control = run.path(OUTPUTS[model]), run.path(CONTROLS[model])
+    if not (file.is_file() and control.is_file()):
         training_file(run)
         if model == "after":
             train_model(run)
         answering = model_before(run.config) if model == "before" else load_model(run.path("checkpoint-final"))
         label = f"{answering.name} ({'base' if model == 'before' else 'tuned'})"
-        records = answer_eval_set(
+        asked = (
             answering, find_eval_set(run.config.evaluation.eval_set), run.config.evaluation, label,
             run.config.system_instruction,
         )  # fmt: skip
-        write_results(file, records)
+        write_results(file, answer_eval_set(*asked))
+        write_results(control, answer_control(*asked))
     return read_results(file)
 
 
@@ -167,18 +169,36 @@ def find_eval_set(name: str) -> EvalSet:
 
 
 def compare_models(run: Run) -> Comparison:
-    """Before against after, by the rule that the configuration stated beforehand.
+    """Before against after, and each against itself, by the rule that the configuration stated beforehand.
 
     Raises RetraceError where an evaluation found in the folder is of other weights than the run's.
     """
     before, after = evaluate_model(run, "before"), evaluate_model(run, "after")
     record = training_record(run)
     expected = {"before": record["inputs"]["base_weights_sha256"], "after": record["weights_sha256"]}
-    for name, answers in {"before": before, "after": after}.items():
-        if answers.weights_sha256 != expected[name]:
-            file = run.path(OUTPUTS[name])
-            raise RetraceError(f"{file}: answers of other weights than this run's; delete it and run again")
-    return compare(before, after, run.config.evaluation.verdict)
+    again = {name: read_results(run.path(file)) for name, file in CONTROLS.items()}
+    for files, found in [(OUTPUTS, {"before": before, "after": after}), (CONTROLS, again)]:
+        for name, answers in found.items():
+            if answers.weights_sha256 != expected[name]:
+                file = run.path(files[name])
+                raise RetraceError(f"{file}: answers of other weights than this run's; delete it and run again")
+    rule = run.config.evaluation.verdict
+    controls = [control(before, again["before"], rule), control(after, again["after"], rule)]
+    return compare(before, after, rule)._replace(controls=controls)
+
+
+def find_leaks(dataset: Dataset, config: Config) -> list[Leak]:
+    """Every item that the configuration evaluates and a trace of the dataset asks, too."""
+    return audit(dataset.traces, find_eval_set(config.evaluation.eval_set).items[: config.evaluation.limit])
+
+
+def find_all_leaks(dataset: Dataset) -> dict[str, list[Leak]]:
+    """The same for every eval set of evalsets/, by its name."""
+    return {eval_set.name: audit(dataset.traces, eval_set.items) for eval_set in published_eval_sets()}
+
+
+def published_eval_sets() -> list[EvalSet]:
+    return [load_eval_set(path) for path in sorted((repository_root() / "evalsets").glob("*.jsonl"))]
 
 
 def training_record(run: Run) -> dict[str, Any]:
@@ -195,18 +215,17 @@ def metrics(run: Run) -> list[dict[str, float]]:
 
 
 def write_report(run: Run) -> Comparison:
-    """`delta_report.md`, `comparison.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
+    """`delta_report.md`, `eval_summary.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
     # here, as matplotlib takes longer to come up than most of the stages before
-    from lib.experiments.report import RunFacts, drawings, write_markdown, write_page
+    from lib.experiments.report import RunFacts, drawings, shown_prompts, write_markdown, write_page
 
     comparison = compare_models(run)  # which makes what is not there yet, the dataset too
     dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
-    items = find_eval_set(run.config.evaluation.eval_set).items[: run.config.evaluation.limit]
-    comparison = comparison._replace(leaks=audit(dataset.traces, items))
+    comparison = comparison._replace(leaks=find_leaks(dataset, run.config))
     model = training_record(run)
     drawn = drawings(comparison, metrics(run))
     write_markdown(run.path("delta_report.md"), comparison)
-    write_json(run.path("comparison.json"), figures(comparison))
+    write_json(run.path("eval_summary.json"), figures(comparison))
     record = {
         "evidence_version": VERSION,
         "run": run.name,
@@ -229,6 +248,7 @@ def write_report(run: Run) -> Comparison:
         metrics=metrics(run),
         training=model["training"],
         record=record,
+        nearest=nearest(dataset.traces, shown_prompts(comparison)),
         reproduce=reproduce_command(run),
     )
     write_page(run.path("report.html"), comparison, facts, drawn)

@@ -32,7 +32,7 @@ TRACES = [
     ),
     make_trace("q", [("s", "c")], "a", {}, created_at=TIME),
 ]
-EVALUATED = {"completion": "Answer: 4", "score": 1, "verdict": "correct", "num_tokens": 3}
+EVALUATED = {"completion": "Answer: 4", "score": 1, "verdict": "correct", "num_tokens": 3, "logprob": -0.5}
 RECORDS = [
     *map(to_json, TRACES),
     *(json.dumps(json.loads(to_json(trace)), indent=None if trace.id == "mine" else 1).encode() for trace in TRACES),

@@ -508,7 +508,7 @@ def test_f13_text_that_cannot_be_parsed_back_is_rejected(shape: str, changes: di
 
 
 def test_f13_evaluation_output_comes_back_with_its_scores_in_meta(tmp_path: Path):
-    scores = {"completion": "Answer: 1", "score": None, "verdict": "unscored", "num_tokens": 3}
+    scores = {"completion": "Answer: 1", "score": None, "verdict": "unscored", "num_tokens": 3, "logprob": -0.5}
     [record] = read_traces(written(tmp_path, json.dumps(toy() | scores).encode()))
     assert record.trace.meta == {"source": "lab"} | scores
     assert "field score" in refusal(tmp_path, json.dumps(toy() | scores | {"score": 2}).encode())

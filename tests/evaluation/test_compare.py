@@ -8,7 +8,8 @@ import pytest
 from lib.config import VerdictConfig
 from lib.data.renderer import render_response
 from lib.errors import RequestError
-from lib.evaluation.compare import Comparison, compare, figures, read_results
+from lib.evaluation.compare import Comparison, compare, control, figures
+from lib.evaluation.results import read_results, summarise
 from lib.experiments.report import markdown
 from lib.tasks import high_card_duel
 
@@ -25,10 +26,12 @@ def item(number: int, verdict: str, completion: str = RIGHT, category: str = "ea
         "source": "evaluation", "model": "toy (base)", "weights_sha256": "a" * 64, "eval_set": "toy_v1",
         "eval_set_sha256": "b" * 64, "eval_id": f"toy-{number}", "category": category,
         "expected_answer": DEAL.result, "task": high_card_duel.NAME, "state": high_card_duel.state_of(DEAL),
+        "decoding": {"max_new_tokens": 9}, "sample": 0,
     }  # fmt: skip
     return {
         "trace_version": "1.0", "prompt": high_card_duel.question(DEAL), "steps": [], "final_answer": DEAL.result,
         "meta": meta | changed, "completion": completion, "score": None, "verdict": verdict, "num_tokens": 9,
+        "logprob": -0.5,
     }  # fmt: skip
 
 
@@ -43,7 +46,8 @@ def compared(tmp_path: Path, before: list[dict], after: list[dict]) -> Compariso
 
 
 def items(*verdicts: str) -> list[dict]:
-    return [item(number, verdict) for number, verdict in enumerate(verdicts)]
+    """One item a verdict, each with an expected answer of its own, so that no constant answer is worth anything."""
+    return [item(number, verdict, expected_answer=f"{number}") for number, verdict in enumerate(verdicts)]
 
 
 def test_each_verdict_is_counted_and_only_correct_counts_as_accurate(tmp_path):
@@ -78,27 +82,30 @@ def test_a_right_answer_with_a_wrong_step_is_counted_and_shown_with_its_first_wr
     assert [result.id for result in found.unsound] == ["toy-1"]
     truth = high_card_duel.truth(DEAL)["unseen"]["lower"]
     assert found.unsound[0].first_error == f"step 4 (unseen): says lower 1, the engine says {truth}"
-    assert found.step_errors == {"unseen": 2}
+    assert found.after_summary.errors == {("unseen", "false"): 2} and found.after_summary.first_errors == {4: 2}
+    assert (found.after_summary.true_steps, found.after_summary.steps) == (18, 20)
 
 
 def test_the_headline_says_that_correct_answers_rest_on_wrong_reasoning(tmp_path):
     lucky = [item(0, "correct", completion=WRONG_STEP), item(1, "correct")]
     found = compared(tmp_path, items("wrong", "wrong"), [*lucky])
     assert found.headline == f"{found.verdict.sentence} But 1 of 2 correct answers rest on wrong reasoning."
-    assert compared(tmp_path, items("correct"), items("correct")).headline.endswith(").")
+    sound = compared(tmp_path, items("correct"), items("correct"))
+    assert sound.headline == sound.verdict.sentence
 
 
 def test_missing_steps_are_wrong_steps(tmp_path):
     found = compared(tmp_path, items("wrong"), [item(0, "correct", render_response(TRUE_STEPS[:2], DEAL.result))])
     assert found.unsound[0].first_error == "step 3 (opponent_card): the step is missing"
-    assert found.step_errors == {"opponent_card": 1, "unseen": 1, "comparison": 1}
+    assert found.after_summary.errors == {(kind, "missing"): 1 for kind in ("comparison", "opponent_card", "unseen")}
+    assert (found.after_summary.true_steps, found.after_summary.steps) == (2, 5)
 
 
 def test_an_answer_without_reasoning_is_counted_apart_and_is_no_wrong_reasoning(tmp_path):
     found = compared(tmp_path, items("wrong", "wrong"), [item(0, "correct", NO_STEPS), item(1, "correct")])
     assert (found.after_summary.no_reasoning, found.after_summary.right_answer_wrong_reasoning) == (1, 0)
     assert (found.after_summary.checked, found.after_summary.sound) == (2, 1)
-    assert found.unsound == [] and found.step_errors == {}
+    assert found.unsound == [] and found.after_summary.errors == {} and found.after_summary.steps == 5
 
 
 def test_only_a_wrong_answer_counts_as_wrong_beside_right_reasoning(tmp_path):
@@ -122,7 +129,7 @@ def test_steps_of_an_unknown_task_are_not_checked_and_not_called_sound(tmp_path)
 
 
 def test_identical_before_and_after_is_no_detectable_change(tmp_path):
-    same = items("correct", "wrong", "unscored", "truncated")
+    same = items(*["correct", "wrong", "unscored", "truncated"] * 40)
     found = compared(tmp_path, same, same)
     assert found.verdict.word == "no detectable change" and found.verdict.sentence.startswith("No detectable change")
     assert found.fixed == found.broken == [] and found.paired.p_value == 1.0
@@ -140,7 +147,15 @@ def test_a_rule_that_asks_for_more_than_there_is_finds_no_change(tmp_path):
     results = [read_results(write(tmp_path / "r.jsonl", records)) for records in (before, after)]
     assert compare(*results, VerdictConfig()).verdict.word == "improved"
     assert compare(*results, VerdictConfig(min_effect=0.5)).verdict.word == "no detectable change"
-    assert compare(*results, VerdictConfig(alpha=0.0001)).verdict.word == "no detectable change"
+    assert compare(*results, VerdictConfig(alpha=0.0001)).verdict.word == "underpowered"
+
+
+def test_items_of_one_group_count_as_one(tmp_path):
+    before = [item(number, "wrong", group=f"text-{number // 6}") for number in range(12)]
+    after = [item(number, "correct", group=f"text-{number // 6}") for number in range(12)]
+    found = compared(tmp_path, before, after)
+    assert found.paired.clusters == 2 and found.verdict.word == "underpowered"
+    assert compared(tmp_path, items(*["wrong"] * 12), items(*["correct"] * 12)).verdict.word == "improved"
 
 
 def test_categories_hold_every_item_once(tmp_path):
@@ -156,9 +171,79 @@ def test_categories_hold_every_item_once(tmp_path):
 def test_the_figures_are_plain_json_and_tell_the_comparison(tmp_path):
     found = compared(tmp_path, items("wrong", "correct"), [item(0, "correct", WRONG_STEP), item(1, "wrong")])
     told = json.loads(json.dumps(figures(found), allow_nan=False))
-    assert told["n"] == 2 and told["fixed"] == told["broken"] == 1 and told["mcnemar_p"] == 1.0
+    assert told["n"] == 2 and told["fixed"] == told["broken"] == 1 and told["p_value"] == 1.0
     assert told["after"]["right_answer_wrong_reasoning"] == 1 and told["after"]["wrong"] == 1
     assert told["sentence"] == found.headline and told["eval_set"] == "toy_v1"
+    assert told["after"]["results"]["toy_v1"]["exact_match,none"] == 0.5  # as lm-evaluation-harness writes it
+
+
+def test_a_gain_that_a_constant_answer_has_too_is_no_improvement(tmp_path):
+    """Of forty items thirty expect `win`, and that is what the tuned model always says."""
+    expected = ["win"] * 30 + ["loss"] * 10
+    before = [item(number, "wrong", expected_answer=answer) for number, answer in enumerate(expected)]
+    verdicts = ["correct" if answer == "win" else "wrong" for answer in expected]
+    after = [
+        item(number, verdict, expected_answer=answer)
+        for number, (answer, verdict) in enumerate(zip(expected, verdicts, strict=True))
+    ]
+    found = compared(tmp_path, before, after)
+    assert found.paired.p_value < 1e-6 and found.verdict.word == "no detectable change"
+    assert "beyond a constant answer" in found.headline and "always answering 'win' gets 75.0 %" in found.headline
+    better = [item(number, "correct", expected_answer=answer) for number, answer in enumerate(expected)]
+    assert compared(tmp_path, before, better).verdict.word == "improved"
+
+
+def test_a_control_counts_texts_that_differ_and_scores_that_change(tmp_path):
+    answers = items(*["correct"] * 30)
+    again = [*items(*["correct"] * 9), item(9, "wrong", NO_STEPS, expected_answer="9")]
+    first, second = (read_results(write(tmp_path / "r.jsonl", records)) for records in (answers, again))
+    found = control(first, second, VerdictConfig())
+    assert (found.paired.n, found.same_text, found.paired.broken, found.word) == (10, 9, 1, "no detectable change")
+    broken = read_results(write(tmp_path / "r.jsonl", items(*["wrong"] * 10)))
+    failed = control(first, broken, VerdictConfig())
+    assert failed.word == "regressed"
+    comparison = compare(first, first, VerdictConfig())._replace(controls=[found, failed])
+    assert comparison.headline.count("Warning: toy (base) against itself is regressed") == 1
+
+
+def test_the_answer_of_several_samples_is_the_one_that_most_give(tmp_path):
+    def samples(number: int, *answers: tuple[str, str]) -> list[dict]:
+        found = [item(number, verdict, sample=place) for place, (_, verdict) in enumerate(answers)]
+        return [
+            record | {"final_answer": answer, "completion": f"{place}. Answer: {answer}"}
+            for place, (record, (answer, _)) in enumerate(zip(found, answers, strict=True))
+        ]
+
+    three = [
+        *samples(0, ("loss", "wrong"), ("win", "correct"), ("Win.", "correct")),
+        *samples(1, ("win", "correct"), ("loss", "wrong"), ("loss", "wrong")),
+        *samples(2, ("?", "unscored"), ("?", "unscored"), ("win", "correct")),
+    ]
+    found = read_results(write(tmp_path / "r.jsonl", three))
+    assert [(one.verdict, one.completion[0]) for one in found.items] == [
+        ("correct", "1"),
+        ("wrong", "1"),
+        ("correct", "2"),
+    ]
+    summary = summarise(found.items, VerdictConfig())
+    assert (summary.n, summary.samples, summary.accuracy) == (3, 3, 2 / 3)
+    assert summary.pass_at_1.mean == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3) and summary.pass_at_all.mean == 1
+    with pytest.raises(RequestError, match="sample 2 of item toy-1 is not the next one"):
+        read_results(write(tmp_path / "r.jsonl", [*three[:4], three[5]]))
+
+
+def test_items_of_one_group_are_one_cluster(tmp_path):
+    def grouped(verdict: str) -> list[dict]:
+        return [item(n, verdict, expected_answer=f"{n}", group=f"text {n // 10}") for n in range(40)]
+
+    found = compared(tmp_path, grouped("wrong"), grouped("correct"))
+    assert (found.paired.n, found.paired.clusters) == (40, 4) and "in 4 groups" in found.headline
+
+
+def test_answers_that_were_decoded_differently_are_not_compared(tmp_path):
+    other = [record | {"meta": record["meta"] | {"decoding": {"max_new_tokens": 8}}} for record in items("correct")]
+    with pytest.raises(RequestError, match="decoded differently: max_new_tokens 9 and 8"):
+        compared(tmp_path, items("correct"), other)
 
 
 @pytest.mark.parametrize(

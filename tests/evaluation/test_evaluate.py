@@ -9,9 +9,9 @@ import pytest
 from lib.config import EvaluationConfig
 from lib.data.importing import Accepted, import_files, read_traces
 from lib.data.store import Store
-from lib.evaluation.compare import read_results
 from lib.evaluation.evalsets import EvalItem, EvalSet, high_card_duel_items, write_eval_set
 from lib.evaluation.evaluate import NO_ANSWER, answer_eval_set, write_results
+from lib.evaluation.results import read_results
 from lib.evaluation.scoring import score
 from lib.model.weights import Model
 
@@ -22,7 +22,7 @@ WHEN = "2026-11-22T00:00:00Z"
 @pytest.fixture(scope="module")
 def eval_set(tmp_path_factory: pytest.TempPathFactory) -> EvalSet:
     """Four deals, whose steps can be checked, and a general question."""
-    general = EvalItem("sum-1", "1 + 1?", "2", "sums", "easy")
+    general = EvalItem("sum-1", "1 + 1?", "2", "sums", "easy", scorer="number", group="one and one")
     path = tmp_path_factory.mktemp("evalsets") / "toy_v1.jsonl"
     return write_eval_set(path, [*high_card_duel_items(4, seed=1), general], "toy", WHEN)
 
@@ -63,6 +63,12 @@ def test_every_item_is_answered_once_in_order_with_its_score(records, eval_set, 
         assert record["prompt"] == item.prompt and record["meta"]["expected_answer"] == item.expected_answer
         assert record["meta"]["weights_sha256"] == talker.weights_sha256
         assert record["meta"]["eval_set_sha256"] == eval_set.sha256
+
+
+def test_the_group_of_an_item_goes_with_its_answer_to_the_comparison(records, tmp_path):
+    assert [record["meta"].get("group") for record in records] == [None] * 4 + ["one and one"]
+    write_results(tmp_path / "out.jsonl", records)
+    assert [item.group for item in read_results(tmp_path / "out.jsonl").items] == [""] * 4 + ["one and one"]
 
 
 def test_the_output_imports_back_as_traces_that_keep_the_scores(records, tmp_path):

@@ -6,9 +6,10 @@ import random
 import pytest
 
 from lib.config import VerdictConfig
-from lib.evaluation.compare import compare, figures, read_results
+from lib.evaluation.compare import compare, figures
 from lib.evaluation.evalsets import EvalItem, load_eval_set
 from lib.evaluation.leaks import Leak, audit
+from lib.evaluation.results import read_results
 from lib.experiments.report import markdown
 from lib.files import repository_root
 from lib.tasks import high_card_duel
@@ -99,10 +100,10 @@ def test_f51_the_verdict_and_the_figures_carry_the_warning(tmp_path):
     for name, text in (("before", "4"), ("after", "42")):
         record = {
             "trace_version": "1.0", "prompt": ITEMS[0].prompt,
-            "completion": f"Answer: {text}", "final_answer": text, "num_tokens": 3,
+            "completion": f"Answer: {text}", "final_answer": text, "num_tokens": 3, "logprob": -0.5,
             "verdict": "correct" if text == "42" else "wrong",
             "meta": {"model": name, "weights_sha256": name, "eval_set": "toy", "eval_set_sha256": "s", "eval_id": "sum",
-                     "category": "arithmetic", "expected_answer": "42"},
+                     "category": "arithmetic", "expected_answer": "42", "decoding": {}, "sample": 0},
         }  # fmt: skip
         (tmp_path / name).write_text(json.dumps(record) + "\n")
         lines.append(read_results(tmp_path / name))

@@ -7,24 +7,28 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from safetensors.numpy import load_file, save_file
 
 from lib.__main__ import main
 from lib.config import load_config, to_dict
 from lib.data.dataset import load_dataset
 from lib.data.importing import Accepted, read_traces
+from lib.data.tokenizer import train_tokenizer
 from lib.errors import RequestError
-from lib.evaluation.compare import read_results
 from lib.evaluation.evalsets import load_eval_set
+from lib.evaluation.results import read_results
 from lib.experiments import pipeline
 from lib.experiments.pipeline import STAGES, run_pipeline
 from lib.experiments.run import Run, open_run
-from lib.files import repository_root, sha256_file
+from lib.files import repository_root, sha256_file, write_json
+from lib.model.releasing import write_released
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +121,7 @@ def test_every_notebook_is_there_executed_to_its_end_and_readable_as_a_page(done
 
 def test_the_reports_say_the_verdict_of_the_manifest(done):
     evaluation = done.manifest["metrics"]["evaluation"]
-    assert evaluation == json.loads((done.folder / "comparison.json").read_bytes())
+    assert evaluation == json.loads((done.folder / "eval_summary.json").read_bytes())
     assert f"**{evaluation['sentence']}**" in (done.folder / "delta_report.md").read_text()
     page = BeautifulSoup((done.folder / "report.html").read_text(), "html.parser")
     assert page.select_one(".verdict p").get_text() == evaluation["sentence"]
@@ -258,6 +262,51 @@ def test_what_could_only_fail_later_is_refused_before_a_folder_is_made(change, s
     assert said in capsys.readouterr().err and not home.exists()
 
 
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_a_norm(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def with_a_shorter_norm(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"][1:].copy()}, folder / "model.safetensors")
+
+
+def of_another_architecture(folder: Path) -> None:
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_bytes()) | {"model_type": "llama"})
+
+
+def with_a_larger_tokenizer(folder: Path) -> None:
+    words = " ".join("".join(letters) for letters in product("abcdefghij", repeat=3))
+    train_tokenizer([words] * 5, vocab_size=2000).save(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (cut_weights, "model.safetensors"),
+        (without_a_norm, "model.norm.weight"),
+        (with_a_shorter_norm, "model.norm.weight"),
+        (of_another_architecture, "llama"),
+        (with_a_larger_tokenizer, "tokenizer"),
+    ],
+)
+def test_a_bad_folder_of_weights_is_refused_before_a_folder_is_made(damage, said, small_model, tmp_path, home, capsys):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    write_released(weights, small_model)
+    damage(weights)
+    assert main([*RUN, "--set", f"model.name={weights}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not home.exists()
+
+
 def test_f39_a_hostile_name_makes_no_folder(home, capsys):
     for name in ("../x", "/tmp/x", "a b", "{x}", "x" * 300):
         assert main([*RUN, "--name", name]) == 2
@@ -290,4 +339,4 @@ def test_a_notebook_runs_alone_under_plain_papermill(name, home, tmp_path, own_r
     assert notebook.cells[-1].outputs[0].data["text/markdown"] == sentence
     if name == "05_compare":  # which is all of the job
         assert "on 32 items" in sentence and (folder / "report.html").is_file()
-        assert json.loads((folder / "comparison.json").read_bytes())["sentence"] == sentence
+        assert json.loads((folder / "eval_summary.json").read_bytes())["sentence"] == sentence

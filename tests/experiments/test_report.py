@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import mistune
@@ -15,8 +16,9 @@ from lib.data.dataset import Dataset
 from lib.data.renderer import Example, encode_example, render_conversation, render_example
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.evaluation.compare import Comparison
+from lib.evaluation.scoring import reasoning_steps
 from lib.experiments import report
-from lib.experiments.figures import accuracy_figure, bars, loss_figure, svg
+from lib.experiments.figures import accuracy_figure, bars, loss_figure, reliability_figure, svg
 from lib.experiments.markdown import printable
 from lib.experiments.report import (
     RunFacts,
@@ -111,9 +113,10 @@ def test_f41_hostile_text_in_markdown_opens_no_heading_and_closes_no_fence(paylo
     headings = [plain(body) for mark, body in zip(tokens, tokens[1:], strict=False) if mark.type == "heading_open"]
     named = [printable(" ".join(f"{payload}{number}".split())) for number in (1, 0, 0)]
     assert [re.sub(r" \(\d+\)$", "", heading) for heading in headings] == [
-        "Delta report", "Counts", "By category", "Leaks", "Reasoning steps that were wrong after training",
+        "Delta report", "Counts", "By category", "Controls: each model against itself", "Leaks",
+        "Reasoning steps that were wrong after training",
         "Broken: correct before, not after", named[0], "Fixed: correct after, not before", named[1],
-        "Right answer, wrong reasoning", named[2],
+        "Wrong before and after", "Right answer, wrong reasoning", named[2],
     ]  # fmt: skip
     fences = [token for token in tokens if token.type == "fence"]
     assert len(fences) == 7 and {token.info for token in fences} == {"text"}
@@ -130,7 +133,7 @@ def test_f41_hostile_text_in_a_table_stays_in_its_cell(payload, comparison_of):
             rows.append([])
         elif mark.type == "td_open":
             rows[-1].append(plain(body))
-    by_category = [row for row in rows if len(row) == 4]
+    by_category = [row for row in rows if len(row) == 7]
     assert [row[:2] for row in by_category] == [[printable(" ".join(payload.split())), "2"]]
 
 
@@ -140,7 +143,7 @@ def test_the_markdown_says_the_verdict_the_counts_and_what_changed(comparison_of
     text = (tmp_path / "delta_report.md").read_text()
     assert f"**{found.headline}**" in text
     assert "| items | 4 | 4 |" in text and "| correct | 2 | 2 |" in text and "| wrong | 2 | 2 |" in text
-    assert "2 fixed, 2 broken; exact McNemar p = 1." in text
+    assert "2 fixed, 2 broken; p = 1." in text and "4 of 4 | 0 | 0 | no detectable change" in text
     assert "## Broken: correct before, not after (2)" in text and "## Fixed: correct after, not before (2)" in text
     assert "First wrong: step 1 (legal\\_move): does not read as a step of kind legal\\_move" in text
     assert "p < 0.05" in text and "by 1.0 points or more" in text
@@ -183,8 +186,9 @@ def test_f41_hostile_text_adds_no_element_to_the_page(hostile_page, harmless_pag
 
 def test_f41_hostile_text_is_shown_as_it_is(hostile_page, payloads, completions):
     # HTML knows one kind of line end
-    shown = {element.get_text() for element in hostile_page.select("pre:not(#evidence)")}
-    assert shown == {text.replace("\r", "\n") for text in completions}
+    shown = {element.get_text() for element in hostile_page.select(".steps .said")}
+    assert shown == {text.replace("\r", "\n") for completion in completions for text in reasoning_steps(completion)}
+    assert len(shown) == len(payloads)
     summaries = [element.get_text() for element in hostile_page.find_all("summary")]
     assert all(any(text.replace("\r", "\n") in summary for summary in summaries) for text in payloads)
     assert hostile_page.title.get_text().split() == f"{' '.join(payloads)} · Retrace".split()
@@ -206,7 +210,7 @@ def test_the_page_says_the_verdict_the_tokens_and_where_it_comes_from(harmless_p
     assert f"The {trained} highlighted of {len(spans)} are the ones the loss covers" in harmless_page.get_text()
     assert harmless_page.get_text().count("where it is from") >= 8
     figures = harmless_page.find_all(role="img")
-    assert len(figures) == 2 and all(figure.svg and figure.get("aria-label") for figure in figures)
+    assert len(figures) == 3 and all(figure.svg and figure.get("aria-label") for figure in figures)
 
 
 def test_the_same_facts_give_the_same_page(comparison_of, dataset, tmp_path):
@@ -218,7 +222,12 @@ def test_the_same_facts_give_the_same_page(comparison_of, dataset, tmp_path):
 
 
 def test_the_same_figure_is_the_same_text_twice(harmless):
-    for draw in (lambda: accuracy_figure(harmless), lambda: loss_figure(METRICS), lambda: bars("ab", [1, 2], "x")):
+    drawn = (accuracy_figure, reliability_figure)
+    for draw in (
+        *(partial(one, harmless) for one in drawn),
+        lambda: loss_figure(METRICS),
+        lambda: bars("ab", [1, 2], "x"),
+    ):
         first = svg(draw())
         assert first == svg(draw()) and first.startswith("<svg") and "<dc:date>" not in first
 

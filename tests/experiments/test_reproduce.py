@@ -131,7 +131,7 @@ def test_one_changed_byte_of_the_dataset_is_named_by_verify(run, capsys):
         ({"dataset_sha256": "0"}, "dataset content"),
         ({"weights_sha256": "0"}, "tuned weights"),
         ({"pictures": []}, "pictures of the report"),
-        ({"comparison_sha256": "0"}, "figures of the comparison"),
+        ({"summary_sha256": "0"}, "figures of the comparison"),
     ],
 )
 def test_a_result_that_differs_is_a_row_that_differs(change, row, made):

@@ -26,7 +26,7 @@ from lib.files import write_json
 from lib.model import storage
 from lib.training import loop
 
-STUBS = {"02_dataset": "train.tunix_sft.jsonl", "05_compare": "comparison.json"}
+STUBS = {"02_dataset": "train.tunix_sft.jsonl", "05_compare": "eval_summary.json"}
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,10 @@ def report(disk: Disk) -> dict[str, Any]:
         record = {
             "trace_version": "1.0", "prompt": "Who wins?", "steps": [{"i": 0, "type": "step", "content": "x"}],
             "final_answer": answer, "completion": f"Answer: {answer}", "score": int(answer == "win"), "num_tokens": 3,
-            "verdict": "correct" if answer == "win" else "wrong",
+            "logprob": -0.5, "verdict": "correct" if answer == "win" else "wrong",
             "meta": {"eval_id": "1", "expected_answer": "win", "category": "all", "model": side, "eval_set": "toy",
-                     "weights_sha256": side, "eval_set_sha256": "0", "source": "evaluation"},
+                     "weights_sha256": side, "eval_set_sha256": "0", "source": "evaluation", "decoding": {},
+                     "sample": 0},
         }  # fmt: skip
         (disk.folder / f"{side}.jsonl").write_text(json.dumps(record) + "\n")
     sides = [word for side in ("before", "after") for word in (f"--{side}", disk.folder / f"{side}.jsonl")]

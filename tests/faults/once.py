@@ -62,7 +62,7 @@ def whole() -> dict[str, str]:
     said = damage.command("run", "configs/smoke.yaml", *damage.SMALL, "--name", "toy")
     assert said.status == 0, said
     [folder] = run_folders()
-    names = ["config.yaml", "checkpoints.jsonl", "eval_before.jsonl", "eval_after.jsonl", "comparison.json",
+    names = ["config.yaml", "checkpoints.jsonl", "eval_before.jsonl", "eval_after.jsonl", "eval_summary.json",
              "delta_report.md", "checkpoint-final/tokenizer.json", "checkpoint-final/weights/digest.json"]  # fmt: skip
     found = {name: sha256_file(folder / name) for name in names}
     return found | {

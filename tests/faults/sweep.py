@@ -64,9 +64,11 @@ RUNNER = [
     *WRITES,
 ]
 STUBS = {
-    "01_traces": {}, "02_dataset": {"train.tunix_sft.jsonl": "{}"}, "04_evaluate_before": {"eval_before.jsonl": "{}"},
+    "01_traces": {}, "02_dataset": {"train.tunix_sft.jsonl": "{}"},
+    "04_evaluate_before": {"eval_before.jsonl": "{}", "control_before.jsonl": "{}"},
     "03_train": {"checkpoints/inputs.json": "{}", "checkpoint-final/model.json": '{"weights_sha256": "0"}'},
-    "04_evaluate_after": {"eval_after.jsonl": "{}"}, "05_compare": {"comparison.json": '{"sentence": "Same."}'},
+    "04_evaluate_after": {"eval_after.jsonl": "{}", "control_after.jsonl": "{}"},
+    "05_compare": {"eval_summary.json": '{"sentence": "Same."}'},
 }  # fmt: skip
 NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 

@@ -16,8 +16,8 @@ from lib.data.export import FORMATS, read_examples
 from lib.data.importing import Accepted, read_traces
 from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
-from lib.evaluation.compare import read_results
 from lib.evaluation.evalsets import load_eval_set
+from lib.evaluation.results import read_results
 from lib.experiments.evidence import read_record
 from lib.experiments.run import read_manifest
 from lib.experiments.verify import verify_run

@@ -1,0 +1,224 @@
+"""An evaluation output read back: what one model answered to each item, and figures of all of it.
+
+    results = read_results(run / "eval_after.jsonl")
+    results.items[0].answer, results.items[0].first_error      # "win", "step 4 (unseen): says lower 36, …"
+    summarise(results.items, rule).accuracy                    # 0.96
+
+Accuracy is correct items over all items: one without a readable answer, or cut off by the token limit, is not
+correct, and is counted apart from a wrong one. Where an item's task is known, each step of the completion is checked
+against its engine; a completion is sound when every step of it is true and none is missing.
+
+Of several samples of an item, the answer is the one that most of them give, and the completion that is shown, judged
+and checked is the first with that answer. Confidence is the probability that the model gives to that completion.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lib.config import VerdictConfig
+from lib.errors import RequestError
+from lib.evaluation.metrics import Calibration, Estimate, Vote, calibration, majority_answer, mean_pass_at_k
+from lib.evaluation.scoring import normalised, reasoning_steps
+from lib.evaluation.statistics import Interval, wilson_interval
+from lib.tasks import TASKS
+from lib.tasks.steps import StepCheck
+from lib.trace import TRACE_VERSION
+
+VERDICTS = ("correct", "wrong", "unscored", "truncated")
+
+
+class ItemResult(NamedTuple):
+    """One item as one model answered it; `checks` is empty where the item's task is not known."""
+
+    id: str
+    prompt: str
+    expected: str
+    category: str
+    group: str
+    completion: str
+    answer: str
+    verdict: str
+    steps: list[str]
+    checks: list[StepCheck]
+    num_tokens: int
+    logprob: float
+    votes: tuple[Vote, ...] = ()
+
+    @property
+    def correct(self) -> bool:
+        return self.verdict == "correct"
+
+    @property
+    def sound(self) -> bool:
+        return bool(self.checks) and all(check.correct for check in self.checks)
+
+    @property
+    def unsound(self) -> bool:
+        """Some reasoning was written, and it is not true throughout; an answer alone is no wrong reasoning."""
+        return bool(self.checks and self.steps) and not self.sound
+
+    @property
+    def first_wrong(self) -> int | None:
+        """The number of the first step that is wrong or missing, from 1."""
+        return next((number for number, check in enumerate(self.checks, 1) if not check.correct), None)
+
+    @property
+    def first_error(self) -> str:
+        """`step 4 (unseen): says lower 36, the engine says lower 40`, or empty."""
+        if self.first_wrong is None:
+            return ""
+        check = self.checks[self.first_wrong - 1]
+        return f"step {self.first_wrong} ({check.kind}): {check.reason}"
+
+
+class Results(NamedTuple):
+    """One evaluation output: whose, over which eval set, decoded how, and every item."""
+
+    model: str
+    weights_sha256: str
+    eval_set: str
+    eval_set_sha256: str
+    decoding: dict[str, Any]
+    items: list[ItemResult]
+
+
+class Summary(NamedTuple):
+    """Figures of one model.
+
+    `checked` items are of a known task; of these `sound` are true in every step, and `no_reasoning` have no step at
+    all. `steps` counts the steps of all others, those that are missing among them, and `true_steps` the true ones;
+    `first_errors` has how many went wrong first at step 1, 2 …, `errors` how many steps are wrong, by kind of step and
+    of error.
+    """
+
+    n: int
+    counts: dict[str, int]
+    accuracy: float
+    interval: Interval
+    checked: int
+    sound: int
+    sound_interval: Interval | None
+    no_reasoning: int
+    right_answer_wrong_reasoning: int
+    wrong_answer_right_reasoning: int
+    steps: int
+    true_steps: int
+    first_errors: dict[int, int]
+    errors: dict[tuple[str, str], int]
+    samples: int
+    # one sample alone being correct, and at least one of all
+    pass_at_1: Estimate
+    pass_at_all: Estimate
+    calibration: Calibration
+
+
+def read_results(path: Path) -> Results:
+    """An evaluation output. Raises RequestError, naming the line, where it is none."""
+    samples: dict[str, list[ItemResult]] = {}
+    heads = []
+    try:
+        lines = path.read_text("utf-8").removesuffix("\n").split("\n")  # splitlines() would also split at U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if (version := record["trace_version"]) != TRACE_VERSION:
+                raise ValueError(f"trace_version {version!r} is not known, only {TRACE_VERSION!r}")
+            item, head = _item(record, record["meta"]), _head(record["meta"])
+            if record["meta"]["sample"] != len(samples.setdefault(item.id, [])):
+                raise ValueError(f"sample {record['meta']['sample']!r} of item {item.id} is not the next one")
+            samples[item.id].append(item)
+            if head not in heads:
+                heads.append(head)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else error
+            raise RequestError(f"{path}:{number}: not a line of an evaluation output: {reason}") from None
+    if len(heads) != 1:
+        raise RequestError(f"{path}: expected the answers of one model to one eval set, got {len(heads)}")
+    return Results(*heads[0], [_voted(answers) for answers in samples.values()])
+
+
+def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
+    """Figures of some items, the intervals at the confidence of the rule."""
+    confidence = 1 - rule.alpha
+    counts = Counter(item.verdict for item in items)
+    checked = [item for item in items if item.checks]
+    reasoned = [item for item in checked if item.steps]
+    sound = sum(item.sound for item in checked)
+    samples = min(len(item.votes) for item in items)
+    votes = [[vote.correct for vote in item.votes] for item in items]
+    return Summary(
+        n=len(items),
+        counts={name: counts[name] for name in VERDICTS},
+        accuracy=counts["correct"] / len(items),
+        interval=wilson_interval(counts["correct"], len(items), confidence),
+        checked=len(checked),
+        sound=sound,
+        sound_interval=wilson_interval(sound, len(checked), confidence) if checked else None,
+        no_reasoning=len(checked) - len(reasoned),
+        right_answer_wrong_reasoning=sum(item.correct and item.unsound for item in checked),
+        wrong_answer_right_reasoning=sum(item.sound and item.verdict == "wrong" for item in checked),
+        steps=sum(len(item.checks) for item in reasoned),
+        true_steps=sum(check.correct for item in reasoned for check in item.checks),
+        first_errors=_counted(item.first_wrong for item in reasoned if item.first_wrong),
+        errors=_counted((c.kind, c.error) for item in reasoned for c in item.checks if not c.correct),
+        samples=samples,
+        pass_at_1=mean_pass_at_k(votes, 1),
+        pass_at_all=mean_pass_at_k(votes, samples),
+        calibration=calibration([(min(1.0, math.exp(item.logprob)), item.correct) for item in items]),
+    )
+
+
+def _counted(found: Iterable[Any]) -> dict[Any, int]:
+    counts = Counter(found)
+    return {key: counts[key] for key in sorted(counts)}
+
+
+def _voted(samples: list[ItemResult]) -> ItemResult:
+    """Of an item's samples the one that speaks for it, with the votes of all."""
+    answers = [normalised(item.answer) if item.verdict in ("correct", "wrong") else None for item in samples]
+    winner = majority_answer(answers)
+    chosen = samples[answers.index(winner) if winner is not None else 0]
+    votes = tuple(Vote(answer, item.correct) for answer, item in zip(answers, samples, strict=True))
+    return chosen._replace(votes=votes)
+
+
+def _head(meta: dict[str, Any]) -> tuple:
+    names = ("model", "weights_sha256", "eval_set", "eval_set_sha256")
+    if not isinstance(meta["decoding"], dict):
+        raise ValueError(f"decoding: expected an object, got {type(meta['decoding']).__name__}")
+    return (*(_text(meta, name) for name in names), meta["decoding"])
+
+
+def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
+    if record["verdict"] not in VERDICTS:
+        raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
+    if type(record["logprob"]) not in (int, float) or not record["logprob"] <= 0:
+        raise ValueError(f"logprob: expected a number of at most 0, got {record['logprob']!r}")
+    steps = reasoning_steps(_text(record, "completion"))
+    task = TASKS.get(meta.get("task", ""))
+    return ItemResult(
+        id=_text(meta, "eval_id"),
+        prompt=_text(record, "prompt"),
+        expected=_text(meta, "expected_answer"),
+        category=_text(meta, "category"),
+        group=_text(meta, "group") if "group" in meta else "",
+        completion=record["completion"],
+        answer=_text(record, "final_answer"),
+        verdict=record["verdict"],
+        steps=steps,
+        checks=task.check_steps(meta["state"], steps) if task else [],
+        num_tokens=record["num_tokens"],
+        logprob=record["logprob"],
+    )
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    if not isinstance(record[name], str):
+        raise ValueError(f"{name}: expected a text, got {type(record[name]).__name__}")
+    return record[name]
