@@ -189,7 +189,7 @@ def markdown(comparison: Comparison) -> str:
         f"Paired difference: {percent(comparison.paired.difference, signed=True)} "
         f"({confidence} interval {100 * comparison.paired.low:+.1f} to "
         f"{100 * comparison.paired.high:+.1f}); {comparison.paired.fixed} fixed, "
-        f"{comparison.paired.broken} broken; p = {comparison.paired.p_value:.3g}. "
+        f"{comparison.paired.broken} broken; p {p_value(comparison.paired.p_value)}. "
         f"Bootstrap interval {100 * comparison.bootstrap.low:+.1f} to {100 * comparison.bootstrap.high:+.1f}.",
         inline(power(comparison)),
         inline(constant(comparison)),
@@ -203,7 +203,7 @@ def markdown(comparison: Comparison) -> str:
                     _accuracy(c.before),
                     _accuracy(c.after),
                     difference(c),
-                    f"{c.p_value:.3g}",
+                    p_value(c.p_value),
                     c.word,
                 ]
                 for c in comparison.categories
@@ -256,6 +256,10 @@ def constant(comparison: Comparison) -> str:
         f"Always answering {found.answer!r} is correct for {percent(found.paired.before)}; the tuned model is "
         f"{'better' if found.beaten else 'not detectably better'} than that ({low:+.1f} to {high:+.1f} points)."
     )
+
+
+def p_value(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"= {p:.3g}"
 
 
 def difference(row: Category) -> str:
@@ -396,5 +400,10 @@ def _templates() -> Environment:
     )
     templates.filters |= {"percent": percent, "interval": interval, "visible": visible, "steps": shown_steps}
     templates.filters |= {"rule": rule, "power": power, "constant": constant, "difference": difference}
-    templates.filters |= {"true_steps": true_steps, "step_errors": step_errors, "first_errors": first_errors}
+    templates.filters |= {
+        "p_value": p_value,
+        "true_steps": true_steps,
+        "step_errors": step_errors,
+        "first_errors": first_errors,
+    }
     return templates
