@@ -242,7 +242,10 @@ def eval_generate(arguments: argparse.Namespace) -> None:
     records = answer_eval_set(model, eval_set, settings, f"{model.name} ({label})", instruction)
     write_results(arguments.output, records)
     correct = sum(record["score"] == 1 for record in records)
-    say(f"{len(records)} items of {eval_set.name} answered, {correct} correctly: {shown_path(arguments.output)}")
+    samples = settings.sampling.samples
+    each = f", {samples} times each" if samples > 1 else ""
+    items = f"{len(records) // samples} items of {eval_set.name}"
+    say(f"{items} answered{each}, {correct} correctly: {shown_path(arguments.output)}")
 
 
 def eval_report(arguments: argparse.Namespace) -> None:
