@@ -197,7 +197,7 @@ def _side(results: Results, summary: Summary) -> dict[str, Any]:
         "results": {
             name: {
                 "alias": name, "exact_match,none": summary.accuracy,
-                "exact_match_stderr,none": summary.pass_at_1.standard_error,
+                "exact_match_stderr,none": summary.majority.standard_error,
             }
         },
         "higher_is_better": {name: {"exact_match": True}},
@@ -223,6 +223,7 @@ def _side(results: Results, summary: Summary) -> dict[str, Any]:
         "samples": summary.samples,
         "pass@1": summary.pass_at_1.mean,
         f"pass@{summary.samples}": summary.pass_at_all.mean,
+        f"majority@{summary.samples}": summary.majority.mean,
         "ece": summary.calibration.ece,
         "brier": summary.calibration.brier,
     }  # fmt: skip

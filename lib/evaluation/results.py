@@ -21,7 +21,15 @@ from typing import Any, NamedTuple
 
 from lib.config import VerdictConfig
 from lib.errors import RequestError
-from lib.evaluation.metrics import Calibration, Estimate, Vote, calibration, majority_answer, mean_pass_at_k
+from lib.evaluation.metrics import (
+    Calibration,
+    Estimate,
+    Vote,
+    calibration,
+    majority_answer,
+    mean_majority_at_k,
+    mean_pass_at_k,
+)
 from lib.evaluation.scoring import normalised, reasoning_steps
 from lib.evaluation.statistics import Interval, wilson_interval
 from lib.tasks import TASKS
@@ -110,9 +118,10 @@ class Summary(NamedTuple):
     first_errors: dict[int, int]
     errors: dict[tuple[str, str], int]
     samples: int
-    # one sample alone being correct, and at least one of all
+    # one sample alone being correct, at least one of all, and the answer that most of all give
     pass_at_1: Estimate
     pass_at_all: Estimate
+    majority: Estimate
     calibration: Calibration
 
 
@@ -170,6 +179,7 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
         samples=samples,
         pass_at_1=mean_pass_at_k(votes, 1),
         pass_at_all=mean_pass_at_k(votes, samples),
+        majority=mean_majority_at_k([item.votes for item in items], samples),
         calibration=calibration([(min(1.0, math.exp(item.logprob)), item.correct) for item in items]),
     )
 

@@ -308,6 +308,7 @@ def _samples(comparison: Comparison) -> list[list[str]]:
     return [
         ["one sample alone (pass@1)", *(percent(side.pass_at_1.mean) for side in _sides(comparison))],
         [f"at least one of {k} samples (pass@{k})", *(percent(side.pass_at_all.mean) for side in _sides(comparison))],
+        [f"most of {k} samples (majority@{k})", *(percent(side.majority.mean) for side in _sides(comparison))],
     ]
 
 

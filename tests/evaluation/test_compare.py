@@ -227,6 +227,7 @@ def test_the_answer_of_several_samples_is_the_one_that_most_give(tmp_path):
     ]
     summary = summarise(found.items, VerdictConfig())
     assert (summary.n, summary.samples, summary.accuracy) == (3, 3, 2 / 3)
+    assert summary.majority.mean == summary.accuracy
     assert summary.pass_at_1.mean == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3) and summary.pass_at_all.mean == 1
     with pytest.raises(RequestError, match="sample 2 of item toy-1 is not the next one"):
         read_results(write(tmp_path / "r.jsonl", [*three[:4], three[5]]))
