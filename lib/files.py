@@ -125,7 +125,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """`value` as indented UTF-8 JSON, keys in the order given."""
-    atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(path, _json(value))
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
@@ -133,9 +133,9 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"sha256": _digest(record)}
 
 
-def is_sealed(record: dict[str, Any]) -> bool:
-    """Whether a record that was read is the one that was sealed."""
-    return record.get("sha256") == _digest(record)
+def is_sealed(content: bytes) -> bool:
+    """Whether the bytes of a file are those that `write_json` made of a sealed record, white space and all."""
+    return content == _json(sealed(json.loads(content))).encode()
 
 
 def sha256_bytes(content: bytes) -> str:
@@ -146,6 +146,10 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _digest(record: dict[str, Any]) -> str:

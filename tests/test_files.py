@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from lib.files import (
     atomic_open,
     atomic_write,
     child,
+    is_sealed,
     repository_root,
+    sealed,
     sha256_bytes,
     sha256_file,
     write_json,
@@ -112,6 +115,26 @@ def test_json_is_readable_utf8_in_the_order_given_and_holds_no_nan(tmp_path: Pat
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"b": float("nan")})
     assert json.loads((tmp_path / "a.json").read_bytes())["b"] == "é"
+
+
+def test_f37_any_flipped_bit_of_a_sealed_file_shows_even_one_that_reads_as_the_same_numbers(tmp_path: Path):
+    record = {
+        "rate": 1e-05,
+        "wall_s": 0.30000000000000004,
+        "loss": 2.2250738585072014e-308,
+        "name": "é\n",
+        "at": [1, {}],
+    }
+    write_json(tmp_path / "a.json", sealed(record))
+    whole = (tmp_path / "a.json").read_bytes()
+    same = 0
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with suppress(ValueError):
+            same += json.loads(flipped) == json.loads(whole)
+            assert not is_sealed(bytes(flipped))
+    assert is_sealed(whole) and same >= 2
 
 
 def test_hashes_are_sha256(tmp_path: Path):

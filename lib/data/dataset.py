@@ -115,9 +115,10 @@ def read_manifest(folder: Path, key: str) -> dict[str, Any]:
     if not (place / "manifest.json").is_file():
         raise RequestError(f"dataset {key}: not built; datasets here: {', '.join(list_datasets(folder)) or 'none'}")
     try:
-        manifest = json.loads((place / "manifest.json").read_bytes())
+        content = (place / "manifest.json").read_bytes()
+        manifest = json.loads(content)
         version = manifest["dataset_schema_version"]
-        if version == SCHEMA_VERSION and not is_sealed(manifest):
+        if version == SCHEMA_VERSION and not is_sealed(content):
             raise ValueError("edited after it was written")
         if missing := MANIFEST_KEYS - manifest.keys():
             raise KeyError(min(missing))

@@ -205,8 +205,9 @@ def _link(chain: str, made: dict[str, Any]) -> str:
 def _record(run: Run, stage: Stage) -> dict[str, Any]:
     """What was recorded of a stage that came to its end; empty where it did not, or the record is not readable."""
     try:
-        record = json.loads(run.path("stages", f"{stage.name}.json").read_bytes())
-        return record if {"key", "files", "sentence", "wall_s"} <= record.keys() and is_sealed(record) else {}
+        content = run.path("stages", f"{stage.name}.json").read_bytes()
+        record = json.loads(content)
+        return record if {"key", "files", "sentence", "wall_s"} <= record.keys() and is_sealed(content) else {}
     except (OSError, ValueError, AttributeError):
         return {}
 

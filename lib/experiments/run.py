@@ -266,9 +266,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         hint = f"its status is {status_of(folder)}" if (folder / STATE).is_file() else "it is no run"
         raise RequestError(f"{shown_path(folder)}: no {MANIFEST}; {hint}")
     try:
-        manifest = json.loads(file.read_bytes())
+        content = file.read_bytes()
+        manifest = json.loads(content)
         version = manifest["manifest_version"]
-        if version == MANIFEST_VERSION and not is_sealed(manifest):
+        if version == MANIFEST_VERSION and not is_sealed(content):
             raise ValueError("edited after it was written")
         if missing := MANIFEST_KEYS - manifest.keys():
             raise ValueError(f"no {min(missing)}")

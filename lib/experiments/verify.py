@@ -64,8 +64,9 @@ def _recorded_by_stages(folder: Path) -> dict[str, str]:
     recorded: dict[str, str] = {}
     for file in sorted(folder.glob("stages/*.json")):
         try:
-            record = json.loads(file.read_bytes())
-            if record.keys() != CONCLUSION and not is_sealed(record):
+            content = file.read_bytes()
+            record = json.loads(content)
+            if record.keys() != CONCLUSION and not is_sealed(content):
                 raise ValueError("edited after it was written")
             recorded |= {name: facts["sha256"] for name, facts in record.get("files", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -150,9 +150,10 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RequestError(f"{folder}: not a checkpoint (no model.json); expected `base` or a RUN/checkpoint-final")
     try:
-        about = json.loads(file.read_bytes())
+        content = file.read_bytes()
+        about = json.loads(content)
         version = about["format_version"]
-        if version == FORMAT_VERSION and not is_sealed(about):
+        if version == FORMAT_VERSION and not is_sealed(content):
             raise ValueError("edited after it was written")
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{file}: damaged ({error})") from None

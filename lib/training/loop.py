@@ -282,9 +282,10 @@ def _claim(output: Path, inputs: dict[str, Any], warn: Callable[[str], None]) ->
         write_json(claim, sealed({"inputs": inputs, "fingerprint": here}))
         return []
     try:
-        found = json.loads(claim.read_bytes())
-        if not is_sealed(found):
+        content = claim.read_bytes()
+        if not is_sealed(content):
             raise ValueError("edited after it was written")
+        found = json.loads(content)
         there = found["fingerprint"]
         _refuse_other(output, found["inputs"], inputs)
     except (ValueError, KeyError, TypeError) as error:

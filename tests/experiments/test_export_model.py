@@ -20,7 +20,7 @@ from lib.evaluation.compare import Comparison, figures
 from lib.experiments.export import export_model
 from lib.experiments.manifest import hash_files, write_manifest
 from lib.experiments.model_card import hub_name
-from lib.files import sealed, sha256_file
+from lib.files import sealed, sha256_file, write_json
 from lib.model import releasing
 from lib.model.lora import join, split
 from lib.model.released_weights import read_weights
@@ -276,7 +276,7 @@ def test_a_run_that_is_not_there_not_trained_or_not_concluded_is_refused(
     assert "not trained to its end" in refused(capsys, "dry", *to)
     (run / "run_manifest.json").rename(run / "state.json")
     assert "no run_manifest.json; its status is " in refused(capsys, run.name, *to)
-    (run / "run_manifest.json").write_text(json.dumps(sealed({"manifest_version": "9"})))
+    write_json(run / "run_manifest.json", sealed({"manifest_version": "9"}))
     assert "damaged" in refused(capsys, run.name, *to)
     assert {path.name for path in tmp_path.iterdir()} == {"home"}
 

@@ -16,7 +16,7 @@ from lib.__main__ import main
 from lib.experiments import manifest
 from lib.experiments import reproduce as again
 from lib.experiments.evidence import compare_results, first_step_apart, read_record
-from lib.files import repository_root, sealed
+from lib.files import repository_root, sealed, write_json
 
 SMALL = ["training.num_steps=3", "training.warmup_steps=1", "training.log_every=1", "training.eval_every=3",
          "training.checkpoint_every=2", "evaluation.limit=4"]  # fmt: skip
@@ -191,8 +191,7 @@ def test_a_commit_that_is_no_commit_is_refused(run):
 
 def test_a_run_that_is_not_done_and_a_page_without_a_record_are_refused(run, tmp_path, capsys):
     said = json.loads((run / "run_manifest.json").read_bytes()) | {"status": "interrupted"}
-    del said["sha256"]
-    (run / "run_manifest.json").write_text(json.dumps(sealed(said)))
+    write_json(run / "run_manifest.json", sealed(said))
     assert reproduce("reproduce", run.name) == 2
     (tmp_path / "page.html").write_text("<p>nothing</p>")
     assert reproduce("reproduce", str(tmp_path / "page.html")) == 2

@@ -33,7 +33,7 @@ from lib.evaluation.evalsets import load_eval_set
 from lib.experiments import pipeline
 from lib.experiments.run import read_manifest, run_folders, status_of
 from lib.experiments.verify import verify_home, verify_run
-from lib.files import repository_root, sealed
+from lib.files import repository_root, sealed, write_json
 from lib.model.weights import Model
 
 # Orbax leaves a coroutine behind where a damaged file stops it.
@@ -543,7 +543,7 @@ def test_f38_a_tuned_model_of_another_shape_is_refused_naming_the_leaf(field, le
 
     about = read_about(copy / "checkpoint-final")
     about["config"][field] *= 2
-    (copy / "checkpoint-final" / "model.json").write_text(json.dumps(sealed(about)))
+    write_json(copy / "checkpoint-final" / "model.json", sealed(about))
     with pytest.raises(DamagedError, match=rf"leaf .*{re.escape(leaf)}: expected float32\[.*, the checkpoint has "):
         load_model(copy / "checkpoint-final")
 

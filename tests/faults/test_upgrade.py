@@ -21,7 +21,7 @@ from lib.evaluation.results import read_results
 from lib.experiments.evidence import read_record
 from lib.experiments.run import read_manifest
 from lib.experiments.verify import verify_run
-from lib.files import repository_root, sealed, sha256_file
+from lib.files import repository_root, sealed, sha256_file, write_json
 from lib.model.storage import restore_tree, tree_digest
 from lib.model.weights import load_model, read_about
 from lib.tasks import high_card_duel
@@ -104,7 +104,7 @@ UNKNOWN: dict[str, tuple[str, str, Callable[[Path], object]]] = {
 def test_f50_a_version_unknown_here_is_refused_by_its_name(name, files):
     file, field, read = UNKNOWN[name]
     record = json.loads((files / file).read_bytes()) | {field: "9.9"}
-    (files / file).write_text(json.dumps(sealed({key: value for key, value in record.items() if key != "sha256"})))
+    write_json(files / file, sealed(record))
     with pytest.raises(RetraceError, match=f"{field} '9.9' is not known"):
         read((files / file).parent.parent if name == "dataset" else (files / file).parent)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lib.errors import RequestError
-from lib.files import sealed
+from lib.files import sealed, write_json
 from lib.model.gemma import PRESETS
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 from lib.model.weights import Model, base_model, load_model, read_about, save_model
@@ -131,7 +131,7 @@ def test_f36_a_flipped_byte_in_the_weights_is_refused(copy: Path):
 def test_f38_weights_of_another_shape_are_refused_naming_the_leaf(copy: Path):
     about = read_about(copy)
     about["config"]["hidden_dim"] = 25
-    (copy / "model.json").write_text(json.dumps(sealed(about)))
+    write_json(copy / "model.json", sealed(about))
     with pytest.raises(
         DamagedError, match=r"leaf \['layers'\]\[0\]\['feed_forward'\]\['down'\]: expected float32\[25,16\]"
     ):
