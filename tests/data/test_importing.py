@@ -275,15 +275,15 @@ print(peak())
 
 
 def test_f10_a_larger_file_takes_hardly_more_memory(tmp_path: Path):
-    """Of each trace only keys are held: 56 MB more of file, not half of that more memory. Reading holds no more."""
+    """Of each trace only keys are held: 112 MB more of file, not half of that more memory. Reading holds no more."""
     peaks, text = [], "x" * 1_300
-    for count in (10_000, 50_000):
+    for count in (10_000, 90_000):
         records = (json.dumps(toy(number, final_answer=f"{number} {text}")).encode() for number in range(count))
         path = written(tmp_path, b"\n".join(records))
         command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / f"store-{count}")]
         done = subprocess.run(command, cwd=repository_root(), capture_output=True, text=True, check=True)
         peaks.append([int(megabytes) for megabytes in done.stdout.split()])
-    assert peaks[1][0] - peaks[0][0] < 28 and max(peaks[1]) < 300
+    assert peaks[1][0] - peaks[0][0] < 56 and max(peaks[1]) < 300
 
 
 @pytest.mark.parametrize("opening, closing", [(b'{"meta": {"x": ', b"}}"), (b"[", b"]"), (b'{"traces": [', b"]}")])
