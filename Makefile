@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-faults test-parity test-tunix test-harness lab lint benchmark clean
+.PHONY: help quickstart test test-faults test-parity test-tunix test-harness test-ungar lab lint benchmark clean
 
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-parity  our Gemma against the one of transformers and torch, which it installs into .venv-parity"
 	@echo "make test-tunix   our trainer against Tunix's, which it installs into .venv-tunix"
 	@echo "make test-harness our model under lm-evaluation-harness, which it installs into .venv-harness"
+	@echo "make test-ungar   our engine against UNGAR, which it installs into .venv-ungar"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
@@ -45,6 +46,9 @@ benchmark: $(READY)
 test-parity: $(READY) .venv-parity/ready
 	@RETRACE_PARITY_PYTHON=$(CURDIR)/.venv-parity/bin/python $(BIN)/python -m pytest -m parity -rP tests/model
 
+test-ungar: $(READY) .venv-ungar/ready
+	@RETRACE_UNGAR_PYTHON=$(CURDIR)/.venv-ungar/bin/python $(BIN)/python -m pytest -m ungar tests/tasks
+
 test-tunix: .venv-tunix/ready
 	@.venv-tunix/bin/python -m pytest -m tunix -rP tests/training/test_tunix.py
 
@@ -52,7 +56,7 @@ test-harness: .venv-harness/ready
 	@.venv-harness/bin/python -m pytest -m harness -rP tests/evaluation/test_harness.py
 
 clean:
-	rm -rf .venv .venv-parity .venv-tunix .venv-harness
+	rm -rf .venv .venv-parity .venv-tunix .venv-harness .venv-ungar
 
 $(READY): requirements.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
@@ -74,6 +78,14 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv --clear .venv-harness
 	@.venv-harness/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-harness.txt
 	@touch .venv-harness/ready
+
+# Its card games need numpy alone of what UNGAR names, and torch is large.
+.venv-ungar/ready:
+	@echo "Installing UNGAR into .venv-ungar (once) …"
+	@$(PYTHON) -m venv --clear .venv-ungar
+	@.venv-ungar/bin/pip install --quiet --disable-pip-version-check "numpy<2"
+	@.venv-ungar/bin/pip install --quiet --disable-pip-version-check --no-deps git+https://github.com/m-cahill/ungar
+	@touch .venv-ungar/ready
 
 .venv-tunix/ready: requirements.txt requirements-tunix.txt $(READY)
 	@echo "Installing Tunix into .venv-tunix (once) …"

@@ -47,9 +47,10 @@ def _conclude(done: Any) -> None:
 
 
 def traces_generate(arguments: argparse.Namespace) -> None:
-    from lib.experiments.stages import store
+    from lib.config import TracesConfig
+    from lib.experiments.stages import play, store
     from lib.tasks import TASKS
-    from lib.trace import to_json, utc_now
+    from lib.trace import to_json
 
     if arguments.count < 1:
         raise RequestError(f"--count: expected at least 1, got {arguments.count}")
@@ -57,12 +58,28 @@ def traces_generate(arguments: argparse.Namespace) -> None:
         raise RequestError(f"--seed: expected at least 0, got {arguments.seed}")
     if arguments.game not in TASKS:
         raise RequestError(f"--game: expected one of {', '.join(TASKS)}, got {arguments.game!r}")
-    traces = list(TASKS[arguments.game].generate(arguments.count, arguments.seed, created_at=utc_now()))
+    if arguments.engine == "ungar" and arguments.game != "high_card_duel":
+        raise RequestError(f"--engine ungar: plays high_card_duel alone, not {arguments.game}")
+    asked = TracesConfig(
+        arguments.game, arguments.engine, arguments.ungar_python, count=arguments.count, seed=arguments.seed
+    )
+    traces = list(play(asked))
     if arguments.output or arguments.no_persist:
         _write_lines(arguments.output, (to_json(trace) + b"\n" for trace in traces))
     if not arguments.no_persist:
         added = store().add(traces)
         say(f"{added.added} traces added, {added.duplicates} were there already; the store holds {store().count()}")
+
+
+def traces_engines(arguments: argparse.Namespace) -> None:
+    from lib.experiments.stages import engines
+
+    found = engines(arguments.ungar_python)
+    if arguments.json:
+        tell(json.dumps([engine._asdict() for engine in found]))
+        return
+    for engine in found:
+        tell(f"{engine.name:<8} {engine.version or 'absent':<8} {', '.join(engine.games)}  {engine.note}".rstrip())
 
 
 def traces_import(arguments: argparse.Namespace) -> None:
@@ -442,16 +459,25 @@ def parser() -> Parser:
     flag(made, "run", metavar="RUN", help="a run folder, or its name in the home")
     limit_flag(made)
 
+    def ungar_flag(made: Parser) -> None:
+        flag(made, "--ungar-python", default="", metavar="PYTHON",
+             help="the interpreter that has UNGAR installed (default: this one)")  # fmt: skip
+
     traces = group("traces", "Generate, import, list and verify traces.")
     made = verb(traces, "generate", traces_generate, "Play a game and keep what was reasoned.",
                 "traces generate --game high_card_duel --count 100 --seed 42")  # fmt: skip
     flag(made, "--game", required=True)
     flag(made, "--count", type=int, required=True)
+    flag(made, "--engine", choices=("builtin", "ungar"), default="builtin", help="who plays it (default: builtin)")
+    ungar_flag(made)
     flag(made, "--seed", type=int, default=42, help="episode i is dealt with seed + i (default: 42)")
     flag(
         made, "--no-persist", action="store_true", help="do not keep the traces; print them, or write them to --output"
     )
     flag(made, "--output", type=Path, metavar="F.jsonl", help="write the traces to this file too")
+    made = verb(traces, "engines", traces_engines, "What can play, in which version.", "traces engines")
+    ungar_flag(made)
+    flag(made, "--json", action="store_true")
     made = verb(traces, "import", traces_import, "Import traces from JSONL, a JSON array or {\"traces\": […]}.",
                 "traces import mine.jsonl")  # fmt: skip
     flag(made, "files", type=Path, nargs="+", metavar="FILE")

@@ -54,6 +54,10 @@ class ModelConfig:
 class TracesConfig:
     # The game that the run's traces are generated from; empty: use what the store holds.
     game: str = bounded("", of=("", "high_card_duel", "arithmetic"))
+    # Which engine plays it: our own (builtin), or for high_card_duel the UNGAR package.
+    engine: str = bounded("builtin", of=("builtin", "ungar"))
+    # The interpreter that has UNGAR installed; empty: the one that runs this.
+    ungar_python: str = ""
     # Number of episodes to play; 0 with no game.
     count: int = bounded(0, low=0, high=10_000_000)
     # Episode i is drawn with seed + i.
@@ -345,6 +349,10 @@ def _check_together(config: Config, where: str) -> None:
     if bool(config.traces.game) != bool(config.traces.count):
         raise RequestError(
             f"{where}: traces: game and count go together; give both, or neither to use the store as it is"
+        )
+    if config.traces.engine == "ungar" and config.traces.game != "high_card_duel":
+        raise RequestError(
+            f"{where}: traces.engine: ungar plays high_card_duel alone, got the game {_shown(config.traces.game)}"
         )
     if config.evaluation.sampling.samples > 1 and not config.evaluation.sampling.temperature:
         raise RequestError(

@@ -36,7 +36,7 @@ from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, shown, 
 
 SCHEMA_VERSION = "1.0"
 HELD_OUT_PERCENT = 5
-NOT_PLAYED = "of another seed or count than traces asks for"
+NOT_PLAYED = "of another seed, count or engine than traces asks for"
 # What must be equal for a key to mean the same dataset, and what a manifest must have at least.
 COMPARED = (
     "dataset_name", "dataset_version", "filters", "selection_strategy", "seed", "limit", "trace_count",
@@ -182,8 +182,10 @@ def dataset_tokenizer(examples: Iterable[Example]) -> Tokenizer:
 
 def _not_played(trace: Trace, generated: TracesConfig) -> bool:
     meta = trace.meta
-    if (meta.get("source"), meta.get("game")) != ("builtin", generated.game):
+    if meta.get("game") != generated.game or meta.get("source") not in ("builtin", "ungar"):
         return False
+    if meta["source"] != generated.engine:
+        return True
     return meta.get("seed") != generated.seed or not meta.get("episode_index", -1) < generated.count
 
 

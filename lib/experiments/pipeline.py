@@ -41,6 +41,7 @@ from lib.experiments.run import (
 )
 from lib.experiments.stages import CONTROLS, EXPORT, OUTPUTS, datasets, find_eval_set
 from lib.files import home, is_sealed, repository_root, sealed, sha256_bytes, sha256_file, shown_path, write_json
+from lib.tasks import ungar
 from lib.trace import utc_now
 
 STAGES = [
@@ -109,11 +110,13 @@ def _indexed() -> Iterator[None]:
 
 
 def preflight(config: Config) -> None:
-    """Refuse, before a run folder is made, what could only fail later: the eval set and the weights must be there."""
+    """Refuse, before a run folder is made, what could only fail later: eval set, weights and engine must be there."""
     from lib.model.released import find_released, is_from_scratch
     from lib.training.trainers import tunix_version
 
     find_eval_set(config.evaluation.eval_set)
+    if config.traces.engine == "ungar":
+        ungar.version(config.traces.ungar_python)
     if not is_from_scratch(config.model.name):
         find_released(config.model.name)
         from lib.model.weights import check_released  # imports jax: not before there is something to check

@@ -93,9 +93,13 @@ def all_deals() -> list[Deal]:
 def generate(count: int, seed: int, created_at: str = "") -> Iterator[Trace]:
     """`count` traces: episode i is dealt with seed `seed + i`."""
     for index in range(count):
-        episode = deal(seed + index)
-        meta = {"source": "builtin", "game": NAME, "seed": seed, "episode_index": index, "state": state_of(episode)}
-        yield make_trace(question(episode), steps(episode), episode.result, meta, created_at=created_at)
+        yield tell(deal(seed + index), "builtin", seed, index, created_at)
+
+
+def tell(episode: Deal, source: str, seed: int, index: int, created_at: str) -> Trace:
+    """The episode as a trace; `source` is the engine that dealt it as episode `index` of `seed`."""
+    meta = {"source": source, "game": NAME, "seed": seed, "episode_index": index, "state": state_of(episode)}
+    return make_trace(question(episode), steps(episode), episode.result, meta, created_at=created_at)
 
 
 def question(episode: Deal) -> str:

@@ -30,7 +30,7 @@ from lib.experiments.run import Run, open_run
 from lib.files import repository_root, sha256_file, write_json
 from lib.model.releasing import write_released
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once")]
 
 LOCKS = {".lock", ".kernel.lock", ".kernel.pid"}
 STAGE_NAMES = ["01_traces", "02_dataset", "04_evaluate_before", "03_train", "04_evaluate_after", "05_compare"]
@@ -53,18 +53,6 @@ class Done(NamedTuple):
     @property
     def manifest(self) -> dict:
         return json.loads((self.folder / "run_manifest.json").read_bytes())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kernels_compile_once(compiled_once: None) -> Iterator[None]:
-    """Compiling is most of what a small run does, and the kernels started here compile the same programs."""
-    import jax
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,19 +23,7 @@ SMALL = ["training.num_steps=3", "training.warmup_steps=1", "training.log_every=
 
 
 @pytest.fixture(scope="module")
-def compiled(compiled_once):
-    """Compiling is most of what a small run does, and all runs here compile the same programs."""
-    import jax
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def made(compiled, tmp_path_factory) -> Path:
+def made(processes_compile_once, tmp_path_factory) -> Path:
     """A run that is done, in a home of its own."""
     home = tmp_path_factory.mktemp("made") / "home"
     words = ["--home", str(home), "run", "configs/smoke.yaml", "--name", "toy"]
@@ -87,7 +75,7 @@ def test_a_run_done_again_by_its_code_is_equal_in_every_result_and_certified(run
 
 
 @pytest.mark.slow
-def test_the_page_alone_is_enough_and_another_nproc_is_found_and_named(made, tmp_path, compiled):
+def test_the_page_alone_is_enough_and_another_nproc_is_found_and_named(made, tmp_path):
     """In the home of a colleague, who has the repository and the one file; and another number of threads."""
     record = read_record(made / "report.html")
     assert record == read_record(made / "evidence.json")

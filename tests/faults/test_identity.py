@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,23 +26,11 @@ from lib.model.weights import read_about
 from lib.tasks import high_card_duel
 from lib.trace import to_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once")]
 
 CODE = ("lib", "notebooks", "configs", "evalsets")
 SETTINGS = [word for word in damage.SMALL if word != "--set"]
 TRAIN = ["train", "--config", "configs/smoke.yaml", *damage.SMALL]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(compiled_once: None) -> Iterator[None]:
-    """All processes of these tests compile the same programs."""
-    import jax
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
 
 
 @dataclass(frozen=True)

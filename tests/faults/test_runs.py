@@ -42,23 +42,11 @@ from lib.experiments.run import (
 )
 from lib.files import atomic_write, repository_root
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once")]
 
 SMALL = subject.settings(num_steps=3, eval_every=3, checkpoint_every=2)  # as in the tests of the pipeline
 RUN = ["run", "configs/smoke.yaml", *SMALL, "--name", "victim"]
 SEED = 22
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(compiled_once: None) -> Iterator[None]:
-    """Compiling is most of what a small run does, and all processes of these tests compile the same programs."""
-    import jax
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
 
 
 def fault(at: str, do: str, **more: Any) -> dict[str, Any]:
@@ -164,7 +152,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, compile_once: None) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, processes_compile_once: None) -> Path:
     """The folder of the same job, done in this process, by hand, with nothing in its way."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETRACE_HOME", str(tmp_path_factory.mktemp("undisturbed")))

@@ -44,19 +44,7 @@ TRAIN = ["train", "--config", "configs/smoke.yaml", *damage.SMALL]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_once(compiled_once: None) -> Iterator[None]:
-    """All processes of these tests compile the same programs."""
-    import jax
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stages_here(compile_once: None) -> Iterator[None]:
+def stages_here(processes_compile_once: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not FULL:
             patch.setattr(pipeline, "execute", damage.execute_here)
