@@ -179,10 +179,9 @@ def dataset_export(arguments: argparse.Namespace) -> None:
 
     traces = load_dataset(datasets(), arguments.key).traces
     config = load_config(arguments.config) if arguments.config else arguments
-    lines = list(export_lines(traces, arguments.format, config.recipe, config.system_instruction))
-    _write_lines(arguments.output, lines)
+    _write_lines(arguments.output, export_lines(traces, arguments.format, config.recipe, config.system_instruction))
     if arguments.output:
-        say(f"{len(lines)} examples in {shown_path(arguments.output)}")
+        say(f"{len(traces)} examples in {shown_path(arguments.output)}")
 
 
 def dataset_validate(arguments: argparse.Namespace) -> None:

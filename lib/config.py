@@ -65,11 +65,30 @@ class TracesConfig:
 
 
 @dataclass(frozen=True)
+class CurationConfig:
+    # Characters of a trace: of its question, steps and answer together.
+    min_characters: int = bounded(0, low=0)
+    max_characters: int | None = bounded(None, low=1)
+    min_steps: int = bounded(0, low=0)
+    max_steps: int | None = bounded(None, low=1)
+    # At least this share of the characters is ASCII: 0.9 leaves out text in another script.
+    min_ascii: float = bounded(0.0, low=0.0, high=1.0)
+    # Only traces of a game whose engine finds every step and the answer true.
+    verified: bool = False
+    # Of traces with the same question, steps and answer, only the first in the dataset's order.
+    unique: bool = False
+    # Of traces whose runs of three words overlap by this share (Jaccard) or more, only the first; null: all of them.
+    near_duplicates: float | None = bounded(None, low=0.1, high=1.0)
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     dataset_name: str
     dataset_version: str
     # Equality on meta keys; a list means any of these.
     filters: dict[str, Any] = field(default_factory=dict)
+    # What is left out of what matches, before the limit.
+    curation: CurationConfig = field(default_factory=CurationConfig)
     # At most so many traces; null: all that match.
     limit: int | None = bounded(None, low=1)
     selection_strategy: str = bounded("latest", of=("latest", "random"))

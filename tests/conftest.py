@@ -8,8 +8,9 @@ import pytest
 
 # Importing lib first fixes NPROC before any test imports jax.
 from lib.config import DatasetConfig
-from lib.data.dataset import Dataset, build_dataset, is_held_out
+from lib.data.dataset import Dataset, build_dataset
 from lib.data.renderer import Example, render_example
+from lib.data.selection import is_held_out
 from lib.data.store import Store
 from lib.tasks import high_card_duel
 

@@ -323,7 +323,7 @@ def test_a_dry_run_refuses_what_training_would_refuse(changes, said, in_job, cal
 
 
 def test_a_dry_run_refuses_examples_that_are_all_held_out(in_job, call, tmp_path):
-    from lib.data.dataset import is_held_out
+    from lib.data.selection import is_held_out
 
     prompt = next(f"{number}?" for number in range(1000) if is_held_out(f"{number}?"))
     data = lines(tmp_path / "held.jsonl", {"id": "a", "prompt": prompt, "response": "Answer: b"})

@@ -3,21 +3,22 @@
     request = DatasetConfig("quickstart", "v1", filters={"game": "high_card_duel"}, limit=50)
     dataset = build_dataset(store, request, reserved={}, folder=home() / "datasets")
     dataset.manifest["trace_count"], dataset.manifest["content_sha256"]
+    for trace in dataset.traces: ...
 
 A trace whose question an eval set asks never enters: `reserved` maps each such question's group key to the
-name of its eval set, and the manifest's `dropped` counts what was left out for it. The folder holds
-`traces.parquet`, the small `tokenizer.json` trained on these traces, and `manifest.json`, and appears whole.
+name of its eval set. The folder holds `traces.parquet`, the small `tokenizer.json` trained on these traces,
+`dropped.parquet` with what matched the filters and was left out, each for one reason, and `manifest.json`; it
+appears whole. However many traces there are, only what orders them is held in memory.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,35 +27,53 @@ import polars as pl
 from filelock import FileLock
 
 from lib.config import DatasetConfig, TracesConfig
+from lib.data.frames import read_frames, write_frames
 from lib.data.renderer import Example, render_conversation, render_example
-from lib.data.store import Store
+from lib.data.selection import Selection, select
+from lib.data.store import COLUMNS, Store, traces_in
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
 from lib.errors import RequestError, RetraceError
-from lib.files import atomic_write, child, is_sealed, sealed, sha256_file, write_json
-from lib.tasks import group_keys
-from lib.trace import TRACE_VERSION, Trace, content_sha256, parse_trace, shown, to_json
+from lib.files import atomic_open, child, is_sealed, sealed, sha256_file, write_json
+from lib.trace import TRACE_VERSION, Trace
 
 SCHEMA_VERSION = "1.0"
-HELD_OUT_PERCENT = 5
-NOT_PLAYED = "of another seed, count or engine than traces asks for"
+IDS_IN_MANIFEST = 10_000  # where there are more, the column `id` of traces.parquet tells them
 # What must be equal for a key to mean the same dataset, and what a manifest must have at least.
 COMPARED = (
-    "dataset_name", "dataset_version", "filters", "selection_strategy", "seed", "limit", "trace_count",
+    "dataset_name", "dataset_version", "filters", "curation", "selection_strategy", "seed", "limit", "trace_count",
     "content_sha256",
 )  # fmt: skip
-MANIFEST_KEYS = {"dataset_key", "created_at", "split", "dropped", "files", *COMPARED}
+MANIFEST_KEYS = {"dataset_key", "created_at", "split", "matched", "dropped", "files", *COMPARED}
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The traces of a dataset, in its order: read from its file each time they are gone through."""
+
+    file: Path
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Trace]:
+        for frame in read_frames(self.file, "record"):
+            yield from traces_in(frame, str(self.file))
 
 
 class Dataset(NamedTuple):
-    """A built dataset: its folder, what its manifest says, and its traces in the manifest's order."""
+    """A built dataset: its folder, and what its manifest says."""
 
     folder: Path
     manifest: dict[str, Any]
-    traces: list[Trace]
 
     @property
     def key(self) -> str:
         return self.manifest["dataset_key"]
+
+    @property
+    def traces(self) -> Traces:
+        return Traces(self.folder / "traces.parquet", self.manifest["trace_count"])
 
     @property
     def tokenizer_file(self) -> Path:
@@ -79,23 +98,26 @@ def build_dataset(
     and where the key already means other content.
     """
     target = child(folder, dataset_key(request))
-    traces, dropped = choose(store, request, reserved, generated)
-    manifest = _manifest(store, request, traces, dropped)
-    if target.exists():
-        return _same_or_refuse(load_dataset(folder, dataset_key(request)), manifest)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if target.exists():  # another process was first
-            return _same_or_refuse(load_dataset(folder, target.name), manifest)
-        for stray in folder.glob(".*/"):  # of a process that was killed
-            shutil.rmtree(stray)
-        try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.", ignore_cleanup_errors=True) as new:
-                _write(Path(new), manifest, traces)
-                os.rename(new, target)
-        except OSError as error:
-            error.filename = str(target)
-            raise
+    with tempfile.TemporaryDirectory(prefix="retrace-") as scratch:
+        chosen = select(store, request, reserved, generated, Path(scratch))
+        manifest = _manifest(store, request, chosen)
+        if target.exists():
+            return _same_or_refuse(load_dataset(folder, dataset_key(request)), manifest)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if target.exists():  # another process was first
+                return _same_or_refuse(load_dataset(folder, target.name), manifest)
+            for stray in folder.glob(".*/"):  # of a process that was killed
+                shutil.rmtree(stray)
+            try:
+                with tempfile.TemporaryDirectory(
+                    dir=folder, prefix=f".{target.name}.", ignore_cleanup_errors=True
+                ) as new:
+                    _write(Path(new), manifest, chosen)
+                    os.rename(new, target)
+            except OSError as error:
+                error.filename = str(target)
+                raise
     return load_dataset(folder, target.name)
 
 
@@ -105,8 +127,7 @@ def load_dataset(folder: Path, key: str) -> Dataset:
     for name, recorded in manifest["files"].items():
         if not (place / name).is_file() or sha256_file(place / name) != recorded["sha256"]:
             raise RetraceError(f"{place / name}: not what the manifest recorded; delete the folder and build it again")
-    records = pl.read_parquet(place / "traces.parquet")["record"]
-    return Dataset(place, manifest, [parse_trace(record.encode()) for record in records])
+    return Dataset(place, manifest)
 
 
 def read_manifest(folder: Path, key: str) -> dict[str, Any]:
@@ -134,101 +155,17 @@ def list_datasets(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("[!.]*/manifest.json"))
 
 
-def choose(
-    store: Store, request: DatasetConfig, reserved: dict[str, str], generated: TracesConfig | None = None
-) -> tuple[list[Trace], Counter]:
-    """The traces of a request, in order, and how many matched but were left out, by reason."""
-    matching = [trace for trace in store.scan() if _matches(trace, request.filters)]
-    if not matching:
-        raise RequestError(f"dataset {dataset_key(request)}: {_nothing_matches(store, request)}")
-    dropped: Counter = Counter()
-    free = []
-    for trace in matching:
-        if generated is not None and _not_played(trace, generated):
-            dropped[NOT_PLAYED] += 1
-            continue
-        held = [reserved[key] for key in trace_groups(trace) if key in reserved]
-        if held:
-            dropped[f"asked in eval set {min(held)}"] += 1
-        else:
-            free.append(trace)
-    if not free:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        raise RequestError(
-            f"dataset {dataset_key(request)}: all {len(matching)} traces that match are left out ({reasons}); "
-            "generate or import others, or change the filters"
-        )
-    ordered = _ordered(free, request)
-    if request.limit is not None and len(ordered) > request.limit:
-        dropped["over the limit"] = len(ordered) - request.limit
-    return ordered[: request.limit], dropped
-
-
-def trace_groups(trace: Trace) -> set[str]:
-    """Group keys of a trace's question; see `lib.tasks.group_keys`."""
-    return group_keys(trace.prompt, str(trace.meta.get("game", "")), trace.meta.get("state"))
-
-
-def is_held_out(prompt: str) -> bool:
-    """Whether examples that ask this are kept for the held-out loss: the same question is always on one side."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100 < HELD_OUT_PERCENT
-
-
 def dataset_tokenizer(examples: Iterable[Example]) -> Tokenizer:
     """The small tokenizer of a dataset, learned from the conversations of its first examples."""
     texts = [render_conversation(example) for _, example in zip(range(TEXTS_TO_TRAIN_ON), examples, strict=False)]
     return train_tokenizer(texts)
 
 
-def _not_played(trace: Trace, generated: TracesConfig) -> bool:
-    meta = trace.meta
-    if meta.get("game") != generated.game or meta.get("source") not in ("builtin", "ungar"):
-        return False
-    if meta["source"] != generated.engine:
-        return True
-    return meta.get("seed") != generated.seed or not meta.get("episode_index", -1) < generated.count
-
-
-def _ordered(traces: list[Trace], request: DatasetConfig) -> list[Trace]:
-    if request.selection_strategy == "random":
-        return sorted(traces, key=lambda trace: _sha(f"{request.seed}:{content_sha256(trace)}"))
-    by_id = sorted(traces, key=lambda trace: trace.id)
-    return sorted(by_id, key=lambda trace: trace.created_at, reverse=True)
-
-
-def _matches(trace: Trace, filters: dict[str, Any]) -> bool:
-    return all(
-        key in trace.meta
-        and any(type(trace.meta[key]) is type(item) and trace.meta[key] == item for item in _as_list(wanted))
-        for key, wanted in filters.items()
-    )
-
-
-def _as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
-
-
-def _nothing_matches(store: Store, request: DatasetConfig) -> str:
-    total = store.count()
-    if not total:
-        return f"the store {store.folder} is empty; generate or import traces first (python -m lib traces --help)"
-    asked = ", ".join(f"{key}={' or '.join(map(shown, _as_list(item)))}" for key, item in request.filters.items())
-    values = store.meta_values()
-    held = "; ".join(_held(key, values) for key in request.filters)
-    return f"none of {total} traces matches {asked}; the store holds {held}"
-
-
-def _held(key: str, values: dict[str, dict]) -> str:
-    if key not in values:
-        return f"no key {key}, only {', '.join(values) or 'none'}"
-    return f"{key}: {', '.join(map(shown, list(values[key])[:8]))}"
-
-
-def _manifest(store: Store, request: DatasetConfig, traces: list[Trace], dropped: Counter) -> dict[str, Any]:
-    hashes = [content_sha256(trace) for trace in traces]
-    content = _sha("\n".join(hashes))
-    steps = [len(trace.steps) for trace in traces]
-    held_out = sum(is_held_out(trace.prompt) for trace in traces)
+def _manifest(store: Store, request: DatasetConfig, chosen: Selection) -> dict[str, Any]:
+    ids, content = _ids_and_content(chosen)
+    facts = chosen.facts
+    held_out = int(facts["held_out"].sum())
+    sources = facts["source"].value_counts().rows()
     return {
         "dataset_key": dataset_key(request),
         "build_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"retrace:dataset:{dataset_key(request)}:{content}")),
@@ -237,44 +174,56 @@ def _manifest(store: Store, request: DatasetConfig, traces: list[Trace], dropped
         "dataset_schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "filters": request.filters,
+        "curation": asdict(request.curation),
         "selection_strategy": request.selection_strategy,
         "seed": request.seed,
         "limit": request.limit,
-        "trace_ids": [trace.id for trace in traces],
-        "trace_count": len(traces),
+        "trace_ids": ids,
+        "trace_count": len(chosen),
         "stats": {
-            "avg_step_count": sum(steps) / len(steps),
-            "min_step_count": min(steps),
-            "max_step_count": max(steps),
-            "avg_total_chars": sum(map(_characters, traces)) / len(traces),
+            "avg_step_count": facts["steps"].mean(),
+            "min_step_count": facts["steps"].min(),
+            "max_step_count": facts["steps"].max(),
+            "avg_total_chars": facts["characters"].mean(),
         },
-        "split": {"train": len(traces) - held_out, "held_out": held_out},
-        "dropped": dict(sorted(dropped.items())),
+        "split": {"train": len(chosen) - held_out, "held_out": held_out},
+        "matched": chosen.matched,
+        "dropped": chosen.dropped,
         "content_sha256": content,
         "provenance": {
             "trace_version": TRACE_VERSION,
             "store_content_sha256": store.content_hash(),
-            "sources": dict(sorted(Counter(str(trace.meta.get("source", "unknown")) for trace in traces).items())),
+            "sources": dict(sorted(sources)),
         },
     }
 
 
-def _write(folder: Path, manifest: dict[str, Any], traces: list[Trace]) -> None:
-    content = io.BytesIO()
-    pl.DataFrame(
-        {
-            "id": [trace.id for trace in traces],
-            "content_sha256": [content_sha256(trace) for trace in traces],
-            "created_at": [trace.created_at for trace in traces],
-            "record": [to_json(trace).decode() for trace in traces],
-        }
-    ).write_parquet(content)
-    atomic_write(folder / "traces.parquet", content.getvalue())
+def _ids_and_content(chosen: Selection) -> tuple[list[str] | None, str]:
+    """The ids where they are few, and SHA-256 over the content hashes, a line each; both in order."""
+    hashed, between = hashlib.sha256(), ""
+    ids: list[str] | None = [] if len(chosen) <= IDS_IN_MANIFEST else None
+    for frame in chosen.frames("id", "content_sha256"):
+        hashed.update((between + "\n".join(frame["content_sha256"])).encode())
+        between = "\n"
+        if ids is not None:
+            ids.extend(frame["id"])
+    return ids, hashed.hexdigest()
+
+
+def _write(folder: Path, manifest: dict[str, Any], chosen: Selection) -> None:
+    _write_parquet(folder / "traces.parquet", chosen.frames(*COLUMNS))
+    _write_parquet(folder / "dropped.parquet", chosen.left_out())
+    traces = Traces(folder / "traces.parquet", len(chosen))
     dataset_tokenizer(render_example(trace) for trace in traces).save(folder / "tokenizer.json")
-    names = ("traces.parquet", "tokenizer.json")
+    names = sorted(path.name for path in folder.iterdir())
     files = {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
     write_json(folder / "manifest.json", sealed(manifest | {"files": files}))
     os.chmod(folder, 0o755)
+
+
+def _write_parquet(path: Path, frames: Iterator[pl.DataFrame]) -> None:
+    with atomic_open(path) as file:
+        write_frames(frames, file, str(path))
 
 
 def _same_or_refuse(found: Dataset, wanted: dict[str, Any]) -> Dataset:
@@ -294,11 +243,3 @@ def _same_or_refuse(found: Dataset, wanted: dict[str, Any]) -> Dataset:
 def _short(value: Any) -> str:
     text = json.dumps(value) if not isinstance(value, str) else value
     return text if len(text) <= 40 else f"{text[:12]}…"
-
-
-def _characters(trace: Trace) -> int:
-    return len(trace.prompt) + len(trace.final_answer) + sum(len(step.content) for step in trace.steps)
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

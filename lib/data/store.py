@@ -18,21 +18,19 @@ import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
-from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from queue import Full, Queue
 from typing import IO, NamedTuple
 
 import msgspec
+import numpy as np
 import polars as pl
 from filelock import FileLock, Timeout
-from polars.io.plugins import register_io_source
 
+from lib.data.frames import read_frames, write_frames
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_open
 from lib.trace import TRACE_VERSION, Entry, Trace, to_entry, utc_now
@@ -81,23 +79,23 @@ class Store:
 
     def scan(self) -> Iterator[Trace]:
         """Every trace, segments in the order of their names. Raises RetraceError for a damaged segment."""
-        for path in self._segments():
-            for frame in _read_segment(path, "record"):
-                for trace in map(_DECODER.decode, frame["record"]):
-                    if trace.trace_version != TRACE_VERSION:
-                        known = f"is not known, only {TRACE_VERSION!r}"
-                        raise RequestError(f"store segment {path}: trace_version {trace.trace_version!r} {known}")
-                    yield trace
+        for path in self.segments():
+            for frame in read_segment(path, "record"):
+                yield from traces_in(frame, f"store segment {path}")
 
     def count(self) -> int:
         """The number of traces."""
-        return sum(frame.item() for path in self._segments() for frame in _read_segment(path, pl.len()))
+        return sum(frame.item() for path in self.segments() for frame in read_segment(path, pl.len()))
 
     def content_hash(self) -> str:
         """SHA-256 over the sorted content hashes of all traces."""
+        frames = (frame for path in self.segments() for frame in read_segment(path, _KEYS[1]))
+        contents = np.concatenate([_NO_CONTENT, *(np.array(frame["content"].to_list(), "S32") for frame in frames)])
+        contents.sort()
         hashed, between = sha256(), ""
-        for part in self._known().select("content").sort("content").iter_slices(BATCH_TRACES):
-            hashed.update((between + "\n".join(part["content"].bin.encode("hex"))).encode())
+        for start in range(0, len(contents), BATCH_TRACES):
+            part = contents[start : start + BATCH_TRACES].tobytes().hex("\n", 32)
+            hashed.update((between + part).encode())
             between = "\n"
         return hashed.hexdigest()
 
@@ -110,7 +108,8 @@ class Store:
                     counts[key][value] += 1
         return {key: dict(counts[key].most_common(limit)) for key in sorted(counts)}
 
-    def _segments(self) -> list[Path]:
+    def segments(self) -> list[Path]:
+        """The files of the store, in the order in which its traces are read. Raises RequestError."""
         try:
             return sorted(path for path in self.folder.iterdir() if path.suffix == ".parquet")
         except FileNotFoundError:
@@ -120,7 +119,7 @@ class Store:
 
     def _known(self) -> pl.DataFrame:
         """The keys of all traces of the store."""
-        return pl.concat([_NO_KEYS, *(keys for path in self._segments() for keys in _read_segment(path, *_KEYS))])
+        return pl.concat([_NO_KEYS, *(keys for path in self.segments() for keys in read_segment(path, *_KEYS))])
 
     def _fresh(self, keys: pl.DataFrame, staged: IO[bytes]) -> pl.Series:
         """True for the first of each content that is not known; raises RequestError where an id is taken."""
@@ -139,10 +138,10 @@ class Store:
         """
         suspected, columns = _ID.is_in(suspects.implode()), ("id", "content_sha256")
         owners: dict[str, str] = {}
-        for path in self._segments():
-            for frame in _read_segment(path, *columns):
+        for path in self.segments():
+            for frame in read_segment(path, *columns):
                 owners.update(frame.filter(suspected).iter_rows())
-        for frame in _with_flags(_read_frames(staged, *columns), fresh):
+        for frame in _with_flags(read_frames(staged, *columns), fresh):
             for id, content, is_fresh in frame.filter(suspected).iter_rows():
                 if owners.get(id, content) != content:
                     raise RequestError(
@@ -157,8 +156,8 @@ class Store:
         if fresh.all():
             return self._copy(staged)
         with tempfile.TemporaryFile() as chosen:
-            frames = _with_flags(_read_frames(staged, *COLUMNS), fresh)
-            _write_frames((frame.filter("fresh").drop("fresh") for frame in frames), chosen)
+            frames = _with_flags(read_frames(staged, *COLUMNS), fresh)
+            write_frames((frame.filter("fresh").drop("fresh") for frame in frames), chosen, _temporary())
             self._copy(chosen)
 
     def _copy(self, file: IO[bytes]) -> None:
@@ -189,12 +188,20 @@ class Store:
 _DECODER = msgspec.json.Decoder(Trace)
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 _SCHEMA = dict.fromkeys(COLUMNS, pl.String)
-_PARQUET = {"compression": "zstd", "compression_level": 1, "statistics": False}  # twice as fast as the default
 
 # What stays in memory of a trace: a short hash of its id, and all 32 bytes of the hash of its content.
 _ID = pl.col("id").hash()
 _KEYS = (_ID, pl.col("content_sha256").str.decode("hex").alias("content"))
+_NO_CONTENT = np.empty(0, "S32")
 _NO_KEYS = pl.DataFrame(schema={"id": pl.UInt64, "content": pl.Binary})
+
+
+def traces_in(frame: pl.DataFrame, place: str) -> Iterator[Trace]:
+    """The traces whose records a frame holds, unread but for their version. Raises RequestError for another one."""
+    for trace in map(_DECODER.decode, frame["record"]):
+        if trace.trace_version != TRACE_VERSION:
+            raise RequestError(f"{place}: trace_version {trace.trace_version!r} is not known, only {TRACE_VERSION!r}")
+        yield trace
 
 
 def _first_of_each(contents: pl.Series) -> pl.Series:
@@ -231,8 +238,12 @@ def _stage(entries: Iterable[list[Entry]], file: IO[bytes]) -> pl.DataFrame:
             keys.append(frame.select(_KEYS))
             yield frame
 
-    _write_frames(frames(), file)
+    write_frames(frames(), file, _temporary())
     return pl.concat(keys)
+
+
+def _temporary() -> str:
+    return f"temporary folder {tempfile.gettempdir()}"
 
 
 def _batches(entries: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
@@ -249,61 +260,18 @@ def _batches(entries: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes]) -> None:
-    """Write the frames to the file, as Parquet.
-
-    They are made in this thread and written by another: Polars pulls what it writes, and whoever reads traces
-    must be free to raise, to be interrupted, and to use the whole stack of this thread.
-    """
-    if (first := next(frames, None)) is None:
-        return
-    queue: Queue[pl.DataFrame | None] = Queue(maxsize=1)
-    source = register_io_source(lambda *_: _until_none(queue), schema=_SCHEMA)
-    with ThreadPoolExecutor(1) as pool:
-        written = pool.submit(source.sink_parquet, file, row_group_size=len(first), **_PARQUET)
-        try:
-            for frame in chain([first], frames):
-                _put(queue, frame, written)
-                if written.done():
-                    break
-        finally:
-            _put(queue, None, written)
-    try:
-        written.result()
-    except pl.exceptions.PolarsError as error:
-        place, reason = tempfile.gettempdir(), str(error).rpartition(": ")[2]
-        raise RetraceError(f"temporary folder {place}: cannot be written ({reason}); nothing was added") from None
-
-
-def _until_none(queue: Queue[pl.DataFrame | None]) -> Iterator[pl.DataFrame]:
-    while (frame := queue.get()) is not None:
-        yield frame
-
-
-def _put(queue: Queue[pl.DataFrame | None], item: pl.DataFrame | None, written: Future[None]) -> None:
-    """Wait until there is room for the item, or nobody left to take it, as where the disk is full."""
-    while not written.done():
-        with suppress(Full):
-            return queue.put(item, timeout=0.1)
-
-
-def _read_segment(path: Path, *columns: str | pl.Expr) -> Iterator[pl.DataFrame]:
-    """Columns of a segment whose bytes are those it was written with, in batches."""
+def read_segment(path: Path, *columns: str | pl.Expr) -> Iterator[pl.DataFrame]:
+    """Columns of a segment whose bytes are those it was written with, in batches. Raises RetraceError."""
     damaged = f"store segment {path} is damaged: restore it from a copy, or remove it and import its traces again"
     try:
         with open(path, "rb") as file:
             if file_digest(file, "sha256").hexdigest() != path.stem:
                 raise RetraceError(damaged)
-            yield from _read_frames(file, *columns)
+            yield from read_frames(file, *columns)
     except OSError as error:
         raise RetraceError(f"store segment {path} cannot be read ({error.strerror})") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         raise RetraceError(damaged) from None
-
-
-def _read_frames(file: IO[bytes], *columns: str | pl.Expr) -> Iterator[pl.DataFrame]:
-    file.seek(0)
-    yield from pl.scan_parquet(file).select(*columns).collect_batches(lazy=True)
 
 
 def _with_flags(frames: Iterable[pl.DataFrame], fresh: pl.Series) -> Iterator[pl.DataFrame]:

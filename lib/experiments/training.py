@@ -9,9 +9,10 @@ from typing import Any
 
 from lib.config import Config
 from lib.data.batches import padded_length
-from lib.data.dataset import dataset_tokenizer, is_held_out
+from lib.data.dataset import dataset_tokenizer
 from lib.data.export import read_examples
 from lib.data.renderer import Example, question_of
+from lib.data.selection import is_held_out
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import describe_too_long, validate_examples
 from lib.errors import RequestError

@@ -27,8 +27,8 @@ import optax
 
 from lib.config import Config, TrainingConfig
 from lib.data.batches import Batch, batch_indices, batch_length, make_batch
-from lib.data.dataset import is_held_out
 from lib.data.renderer import EncodedExample, Example, question_of
+from lib.data.selection import is_held_out
 from lib.data.validation import encode_all
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, is_sealed, sealed, write_json

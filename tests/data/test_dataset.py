@@ -1,28 +1,38 @@
 """A dataset: chosen by its request alone, whole or not there, and never other content under the same key."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from lib.config import DatasetConfig, TracesConfig
+from lib.config import CurationConfig, DatasetConfig, TracesConfig
 from lib.data import dataset as module
+from lib.data import frames
 from lib.data.dataset import (
-    NOT_PLAYED,
     Dataset,
     build_dataset,
-    choose,
-    is_held_out,
     list_datasets,
     load_dataset,
+)
+from lib.data.duplicates import jaccard, runs_of
+from lib.data.selection import (
+    DUPLICATE,
+    NEAR_DUPLICATE,
+    NOT_PLAYED,
+    OVER_LIMIT,
+    UNCHECKED,
+    UNTRUE,
+    is_held_out,
     trace_groups,
 )
 from lib.data.store import Store
 from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
-from lib.files import repository_root, sha256_file
+from lib.files import repository_root, sha256_bytes, sha256_file
 from lib.tasks import group_keys, high_card_duel
 from lib.trace import Trace, content_sha256, make_trace
 
@@ -105,6 +115,38 @@ def test_an_empty_selection_names_what_the_store_does_hold(tmp_path: Path):
     )
 
 
+def test_ids_that_begin_alike_are_told_apart_by_their_ends(tmp_path: Path):
+    prefix = "a name of more than sixteen letters "
+    ids = [f"{prefix}{n}" for n in (3, 1, 2)] + [prefix, "a", "é", "z", prefix[:16], prefix[:15]]
+    moments = ["2025-01-01T00:00:01Z", "2025-01-01T00:00:02Z"]
+    traces = [
+        make_trace(f"{id}{moment}", [("s", "c")], "1", {"n": 0}, id=f"{id}{number}", created_at=moment)
+        for number, moment in enumerate(moments)
+        for id in ids
+    ]
+    dataset = built(stored(tmp_path, *traces))
+    expected = [sorted(trace.id for trace in traces if trace.created_at.startswith(f"{m[:-1]}")) for m in moments[::-1]]
+    assert [trace.id for trace in dataset.traces] == expected[0] + expected[1] == dataset.manifest["trace_ids"]
+
+
+@pytest.mark.parametrize("request_", [{}, {"limit": 17}, {"selection_strategy": "random", "seed": 3}])
+def test_what_is_too_large_for_memory_comes_to_the_same(request_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    traces = list(high_card_duel.generate(60, seed=0, created_at="2025-01-01T00:00:00Z"))
+    reserved = dict.fromkeys(group_keys(traces[3].prompt), "x")
+    whole = built(stored(tmp_path / "whole", *traces), reserved, **request_)
+    parts = stored(tmp_path / "parts", *traces[:20])
+    parts.add(traces[:10] + traces[30:])
+    parts.add(traces[20:30])
+    monkeypatch.setattr(frames, "PART_ROWS", 7)
+    dealt = built(parts, reserved, **request_)
+    for name in ("trace_ids", "content_sha256", "stats", "split", "matched", "dropped"):
+        assert dealt.manifest[name] == whole.manifest[name], name
+    assert list(dealt.traces) == list(whole.traces) and len(list(whole.traces)) == len(whole.traces)
+    left_out = [pl.read_parquet(d.folder / "dropped.parquet").sort("id") for d in (dealt, whole)]
+    assert left_out[0].equals(left_out[1]) and len(left_out[0]) == 60 - len(whole.traces)
+    assert not list(tmp_path.rglob(".parts-*"))
+
+
 def test_random_depends_on_seed_and_content_alone(tmp_path: Path):
     first = stored(tmp_path / "one", *toys(*range(12)))
     other = stored(tmp_path / "other", *[toy(n, id=f"other-{n}") for n in (7, 3, 11)])
@@ -148,10 +190,111 @@ def test_a_dataset_of_a_run_holds_no_deal_that_the_run_does_not_play(tmp_path: P
     store = stored(tmp_path, *high_card_duel.generate(30, seed=7), *high_card_duel.generate(30, seed=900), *toys(1))
     request = DatasetConfig("duel", "v1", selection_strategy="random", seed=1)
     played = TracesConfig(game="high_card_duel", count=20, seed=7)
-    traces, dropped = choose(store, request, {}, played)
-    duels = [trace.meta["episode_index"] for trace in traces if trace.meta.get("game") == "high_card_duel"]
-    assert sorted(duels) == list(range(20)) and len(traces) == 21
-    assert dropped == {NOT_PLAYED: 40}
+    dataset = build_dataset(store, request, {}, tmp_path / "datasets", played)
+    duels = [trace.meta["episode_index"] for trace in dataset.traces if trace.meta.get("game") == "high_card_duel"]
+    assert sorted(duels) == list(range(20)) and len(dataset.traces) == 21
+    assert dataset.manifest["dropped"] == {NOT_PLAYED: 40}
+
+
+# ---- curation ----------------------------------------------------------------------------------------------
+
+
+def curated(store: Store, version: str = "v1", limit: int | None = None, **rules) -> Dataset:
+    """The dataset by these rules; every trace that matches is in it, or left out for one reason."""
+    dataset = built(store, version=version, limit=limit, curation=CurationConfig(**rules))
+    left_out = pl.read_parquet(dataset.folder / "dropped.parquet")
+    ids = [trace.id for trace in dataset.traces]
+    assert dict(left_out["reason"].value_counts().sort("reason").rows()) == dataset.manifest["dropped"]
+    assert sorted([*ids, *left_out["id"]]) == sorted(trace.id for trace in store.scan())
+    assert dataset.manifest["matched"] == store.count() == len(ids) + len(left_out)
+    contents = {trace.id: content_sha256(trace) for trace in store.scan()}
+    assert all(contents[id] == content for id, content in left_out.select("id", "content_sha256").rows())
+    return dataset
+
+
+def texts(*given: str) -> list[Trace]:
+    """A trace for each text, the first the newest; the steps are its sentences, the last of them the answer."""
+    return [
+        make_trace(parts[0], [("s", part) for part in parts[1:-1]], parts[-1], {"n": number},
+                   created_at=f"2025-01-01T00:00:{59 - number:02}Z")
+        for number, parts in enumerate(text.split("|") for text in given)
+    ]  # fmt: skip
+
+
+def test_lengths_are_bounded_on_both_sides(tmp_path: Path):
+    store = stored(tmp_path, *texts("12|4|6", "12|4|67", "12|4|678", "12|4|5|6", "12|4|5|6|7"))
+    dataset = curated(store, min_characters=5, max_characters=5, min_steps=1, max_steps=2)
+    assert numbers(dataset) == [1, 3]
+    assert dataset.manifest["dropped"] == {"of fewer than 5 characters": 1, "of more than 5 characters": 2}
+    dataset = curated(store, "v2", min_steps=2, max_steps=2)
+    assert numbers(dataset) == [3]
+    assert dataset.manifest["dropped"] == {"of fewer than 2 steps": 3, "of more than 2 steps": 1}
+
+
+def test_text_in_another_script_is_left_out_by_its_share(tmp_path: Path):
+    store = stored(tmp_path, *texts("abcd|ef|gh", "abcé|ef|gh", "сколько|будет|два"))
+    assert numbers(curated(store, min_ascii=0.875)) == [0, 1]
+    assert curated(store, "v2", min_ascii=1.0).manifest["dropped"] == {"of less than 1 ASCII characters": 2}
+
+
+def test_only_what_an_engine_finds_true_stays(tmp_path: Path):
+    true = list(high_card_duel.generate(3, seed=0))
+    steps = [(step.type, step.content) for step in true[0].steps]
+    false = make_trace(true[0].prompt, steps[:-1] + [("comparison", "It is a win.")], "win", true[0].meta)
+    store = stored(tmp_path, *true, false, *toys(1, 2))
+    dataset = curated(store, verified=True)
+    assert {trace.id for trace in dataset.traces} == {trace.id for trace in true}
+    assert dataset.manifest["dropped"] == {UNCHECKED: 2, UNTRUE: 1}
+
+
+def test_of_duplicates_the_first_in_order_stays(tmp_path: Path):
+    store = stored(tmp_path, *texts("1|2|3", "1|2|4", "1|2|3", "1|2|3"))
+    dataset = curated(store, unique=True)
+    assert numbers(dataset) == [0, 1] and dataset.manifest["dropped"] == {DUPLICATE: 2}
+
+
+def test_a_duplicate_differs_in_no_more_than_meta(tmp_path: Path):
+    assert len(curated(stored(tmp_path, *texts("1|2|34", "12|3|4", "1|23|4", "1|2|3|4")), unique=True).traces) == 4
+
+
+def test_near_duplicates_are_found_and_nothing_else_is(tmp_path: Path):
+    """A hundred texts of random words, each beside one with a word changed (near) and one with many (not near)."""
+    source = random.Random(6)
+    words = [f"w{number}" for number in range(2_000)]
+    given, near = [], set()
+    for number in range(100):
+        text = source.sample(words, 60)
+        some, many = list(text), [source.choice(words) if source.random() < 0.2 else word for word in text]
+        some[30] = "other"
+        given += [" ".join(text), " ".join(some), " ".join(many)]
+        near.add(3 * number + 1)
+    traces = [
+        make_trace(text, [("s", "same")], "same", {"n": number}, created_at=f"2025-01-01T{23 - number // 60:02}:"
+                   f"{59 - number % 60:02}:00Z") for number, text in enumerate(given)
+    ]  # fmt: skip
+    dataset = curated(stored(tmp_path, *traces), near_duplicates=0.8)
+    assert set(range(300)) - set(numbers(dataset)) == near
+    assert dataset.manifest["dropped"] == {NEAR_DUPLICATE: 100}
+
+
+def test_the_overlap_is_that_of_the_sets_of_three_words():
+    one, other = texts("a b c d|e|f", "a b c d|e|g")
+    # a b c, b c d, c d e, d e f against the same but d e g
+    assert jaccard(runs_of(one), runs_of(other)) == 3 / 5
+    assert jaccard(runs_of(one), runs_of(one)) == 1
+
+
+def test_reasons_come_one_to_a_trace_and_the_limit_last(tmp_path: Path):
+    store = stored(tmp_path, *texts("1|2|3", "1|2|3", "123456|7|8", "4|5|6", "7|8|9"))
+    dataset = curated(store, limit=2, max_characters=4, unique=True)
+    assert numbers(dataset) == [0, 3]
+    assert dataset.manifest["dropped"] == {"of more than 4 characters": 1, DUPLICATE: 1, OVER_LIMIT: 1}
+
+
+def test_other_rules_are_another_dataset(tmp_path: Path):
+    store = stored(tmp_path, *toys(1, 2))
+    built(store)
+    assert "curation" in refusal(store, curation=CurationConfig(unique=True))
 
 
 # ---- what is built ----------------------------------------------------------------------------------------
@@ -174,6 +317,7 @@ def test_the_manifest_says_what_is_inside(tmp_path: Path):
         path = dataset.folder / name
         assert recorded == {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     assert sorted(path.name for path in dataset.folder.iterdir()) == [
+        "dropped.parquet",
         "manifest.json",
         "tokenizer.json",
         "traces.parquet",
@@ -184,7 +328,7 @@ def test_what_is_loaded_is_what_was_built(tmp_path: Path):
     store = stored(tmp_path, *toys(*range(5)))
     dataset = built(store)
     again = load_dataset(dataset.folder.parent, "toy-v1")
-    assert again == dataset and again.traces == toys(4, 3, 2, 1, 0)
+    assert again == dataset and list(again.traces) == toys(4, 3, 2, 1, 0)
     tokenizer = load_tokenizer(again.tokenizer_file)
     assert tokenizer.decode(tokenizer.encode("4? is 4")) == "4? is 4"
     assert list_datasets(dataset.folder.parent) == ["toy-v1"]
@@ -307,7 +451,9 @@ def test_f48_the_content_hash_knows_no_clock_and_no_import_order(tmp_path: Path)
     hashes = set()
     for place, order in (("one", [0, 1, 2]), ("other", [2, 0, 1])):
         dataset = built(stored(tmp_path / place, *toys(*order)))
-        assert dataset.manifest["content_sha256"] == module._sha("\n".join(map(content_sha256, dataset.traces)))
+        assert dataset.manifest["content_sha256"] == sha256_bytes(
+            "\n".join(map(content_sha256, dataset.traces)).encode()
+        )
         hashes.add(
             (dataset.manifest["content_sha256"], dataset.manifest["build_id"], sha256_file(dataset.tokenizer_file))
         )

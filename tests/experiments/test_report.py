@@ -244,7 +244,7 @@ def test_labels_that_begin_alike_stay_two_bars():
 
 
 def test_trained_flags_of_the_tokens_equal_the_loss_mask(dataset, tokenizer):
-    example = render_example(dataset.traces[0])
+    example = render_example(next(iter(dataset.traces)))
     spans, encoded = token_spans(example, tokenizer), encode_example(example, tokenizer)
     assert [span.trained for span in spans] == encoded.loss_mask
     assert "".join(span.text for span in spans).removeprefix("<bos>") == render_conversation(example)

@@ -189,8 +189,9 @@ def train_toy(output: Path) -> None:
     from flax import nnx
 
     from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig
-    from lib.data.dataset import dataset_tokenizer, is_held_out
+    from lib.data.dataset import dataset_tokenizer
     from lib.data.renderer import render_example
+    from lib.data.selection import is_held_out
     from lib.experiments.run import sweep
     from lib.model.gemma import Gemma, GemmaConfig
     from lib.model.weights import Model

@@ -189,7 +189,7 @@ def pages(comparison, built, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "SHOWN", len(ALL))
-        facts = hostile.facts(built, EVERYTHING)._replace(example=render_example(built.traces[0]))
+        facts = hostile.facts(built, EVERYTHING)._replace(example=render_example(next(iter(built.traces))))
         few = hostile.comparison(folder, list(MARKUP.values())[::4])  # a picture of all would take its time
         report.write_page(folder / "report.html", comparison, facts, report.drawings(few, hostile.METRICS))
     report.write_certificate(folder / "certificate.html", _certificate(EVERYTHING))

@@ -13,8 +13,9 @@ import jax
 import pytest
 
 from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig, to_dict
-from lib.data.dataset import Dataset, is_held_out
+from lib.data.dataset import Dataset
 from lib.data.renderer import Example, render_prompt
+from lib.data.selection import is_held_out
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root, sealed, write_json
 from lib.model.lora import split
