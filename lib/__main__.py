@@ -128,6 +128,19 @@ def traces_verify(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+# The rules of `dataset build` by which a trace is left out, as flags: how each is given, and what it says.
+CURATION: dict[str, tuple[dict[str, Any], str]] = {
+    "min-characters": ({"type": int}, "of question, steps and answer together"),
+    "max-characters": ({"type": int}, "of question, steps and answer together"),
+    "min-steps": ({"type": int}, "of the reasoning"),
+    "max-steps": ({"type": int}, "of the reasoning"),
+    "min-ascii": ({"type": float}, "share of the characters that are ASCII, to leave out other scripts"),
+    "verified": ({"action": "store_true"}, "only what an engine finds true in every step"),
+    "unique": ({"action": "store_true"}, "of the same question, steps and answer only the first"),
+    "near-duplicates": ({"type": float}, "of traces whose words overlap by this share (such as 0.8) only the first"),
+}
+
+
 def dataset_build(arguments: argparse.Namespace) -> None:
     from lib.config import DatasetConfig, build, parse_yaml
     from lib.data.dataset import build_dataset
@@ -136,8 +149,8 @@ def dataset_build(arguments: argparse.Namespace) -> None:
     if arguments.request:
         given = [
             flag
-            for flag in ("name", "version", "filter", "limit", "strategy", "seed")
-            if getattr(arguments, flag) not in (None, [])
+            for flag in ("name", "version", "filter", "limit", "strategy", "seed", *CURATION)
+            if getattr(arguments, flag.replace("-", "_")) not in (None, [], False)
         ]
         if given:
             raise RequestError(f"--request holds the whole request; leave out --{given[0]}")
@@ -150,6 +163,11 @@ def dataset_build(arguments: argparse.Namespace) -> None:
             "dataset_version": arguments.version,
             "filters": _filters(arguments.filter),
             "selection_strategy": arguments.strategy or "latest",
+            "curation": {
+                name: value
+                for name in (flag.replace("-", "_") for flag in CURATION)
+                if (value := getattr(arguments, name)) not in (None, False)
+            },
             "limit": arguments.limit,
             "seed": arguments.seed,
         }
@@ -513,6 +531,8 @@ def parser() -> Parser:
         metavar="KEY=VALUE",
         help="a meta value; the same key again means either",
     )
+    for name, (how, what) in CURATION.items():
+        flag(made, f"--{name}", help=what, **how)
     flag(made, "--limit", type=int)
     flag(made, "--strategy", choices=("latest", "random"))
     flag(made, "--seed", type=int)

@@ -18,7 +18,8 @@ exact counts, and no sketch such as MinHash to estimate them. A question asked i
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from lib.evaluation.evalsets import EvalItem
@@ -57,27 +58,38 @@ def audit(traces: Iterable[Trace], items: Sequence[EvalItem]) -> list[Leak]:
         if item.task not in TASKS:
             for run in _runs(item.prompt):
                 runs[run].append(number)
+    items_runs = {number: _runs(items[number].prompt) for numbers in runs.values() for number in numbers}
+
+    @lru_cache(maxsize=100_000)  # generated traces ask the same questions again and again
+    def near(prompt: str) -> list[tuple[int, float]]:
+        return list(_near(prompt, items, runs, items_runs)) if runs else []
+
     found: dict[tuple[int, str], Leak] = {}
     for trace in traces:
-        for number, kind, similarity in _asked(trace, items, exact, keyed, runs):
+        for number, kind, similarity in _asked(trace, exact, keyed, near):
             found.setdefault((number, trace.id), Leak(items[number].id, kind, trace.id, similarity))
     return [found[key] for key in sorted(found)]
 
 
-def nearest(traces: Sequence[Trace], prompts: Iterable[str], count: int = 3) -> dict[str, list[Near]]:
+def nearest(traces: Iterable[Trace], prompts: Iterable[str], count: int = 3) -> dict[str, list[Near]]:
     """For each prompt the traces whose questions share the most runs of three words with it (Jaccard), best first."""
-    asked = [(trace, _runs(trace.prompt)) for trace in traces]
-    found = {}
-    for prompt in prompts:
-        own = _runs(prompt)
-        alike = [(len(own & runs) / max(1, len(own | runs)), trace) for trace, runs in asked]
-        best = sorted(alike, key=lambda pair: (-pair[0], pair[1].id))[:count]
-        found[prompt] = [Near(trace.id, trace.prompt, round(similarity, 3)) for similarity, trace in best if similarity]
-    return found
+    best: dict[str, list[tuple[float, str, str]]] = {prompt: [] for prompt in prompts}
+    wanted = {prompt: _runs(prompt) for prompt in best}
+    for trace in traces:
+        runs = _runs(trace.prompt)
+        for prompt, own in wanted.items():
+            if shared := len(own & runs):
+                alike = (-shared / (len(own) + len(runs) - shared), trace.id, trace.prompt)
+                if len(best[prompt]) < count or alike < best[prompt][-1]:
+                    best[prompt] = sorted([*best[prompt], alike])[:count]
+    return {
+        prompt: [Near(trace, asked, round(-similarity, 3)) for similarity, trace, asked in found]
+        for prompt, found in best.items()
+    }
 
 
 def _asked(
-    trace: Trace, items: Sequence[EvalItem], exact: dict, keyed: dict, runs: dict
+    trace: Trace, exact: dict, keyed: dict, near: Callable[[str], list[tuple[int, float]]]
 ) -> Iterator[tuple[int, str, float]]:
     """(number of the item, kind, similarity) of every item that the trace asks, the strictest kind first."""
     for number in exact.get(trace.prompt, ()):
@@ -85,15 +97,19 @@ def _asked(
     for key in sorted(group_keys(trace.prompt, str(trace.meta.get("game", "")), trace.meta.get("state"))):
         for number in keyed.get(key, ()):
             yield number, "same words" if key.startswith("prompt: ") else "same state", 1.0
-    if not runs:
-        return
-    own = _runs(trace.prompt)
+    for number, similarity in near(trace.prompt):
+        yield number, "near duplicate", similarity
+
+
+def _near(prompt: str, items: Sequence[EvalItem], runs: dict, items_runs: dict) -> Iterator[tuple[int, float]]:
+    """(number of the item, similarity) of every item that is asked in nearly these words."""
+    own = _runs(prompt)
     for number, shared in Counter(number for run in own for number in runs.get(run, ())).items():
-        theirs = _runs(items[number].prompt)
-        jaccard, contained = shared / len(own | theirs), shared / len(theirs)
+        theirs = items_runs[number]
+        jaccard, contained = shared / (len(own) + len(theirs) - shared), shared / len(theirs)
         if len(theirs) >= FEWEST and (jaccard >= JACCARD or contained >= CONTAINED):
-            if _numbers(trace.prompt) == _numbers(items[number].prompt):
-                yield number, "near duplicate", round(max(jaccard, contained), 3)
+            if _numbers(prompt) == _numbers(items[number].prompt):
+                yield number, round(max(jaccard, contained), 3)
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:

@@ -1,0 +1,60 @@
+"""What datasets cost as they grow: one line for each stage and size, with rows a second and the most memory held.
+
+    python benchmarks/datasets.py [--counts 100000 1000000] [--folder DIR]
+
+Traces of High Card Duel are written as JSONL, imported, chosen from (the newest first; drawn at random; without
+duplicates; all of them each time), and exported in each format. Each stage is a command of its own, start of Python
+and flush to disk within the figure. The last column is the time for a trace against that at the smallest count: 1.0
+where cost is a straight line through the origin. Some ten times the size of the traces is needed on the disk.
+"""
+
+import argparse
+import platform
+import tempfile
+from pathlib import Path
+
+from importing import WRITE, Done, python
+
+FORMATS = ("trace", "tunix_sft", "training_example", "messages")
+
+
+def stages(home: Path, file: Path) -> dict[str, list[str]]:
+    """The words of each stage's command."""
+    build = ["dataset", "build", "--version", "v1", "--name"]
+    chosen = {"build latest": [], "build random": ["--strategy", "random", "--seed", "1"], "dedup": ["--unique"]}
+    return {
+        "import": ["traces", "import", str(file)],
+        **{stage: [*build, stage.replace(" ", "-"), *flags] for stage, flags in chosen.items()},
+        **{
+            f"export {name}": ["dataset", "export", "build-latest-v1", "--format", name, "--output", f"{home}/{name}"]
+            for name in FORMATS
+        },
+    }
+
+
+def main(counts: list[int], folder: Path) -> None:
+    print(f"{platform.machine()}, Python {platform.python_version()}", flush=True)
+    first: dict[str, float] = {}
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            file, home = Path(place, "own.jsonl"), Path(place, "home")
+            python("-c", WRITE, str(file), "/dev/null", str(count))
+            for stage, words in stages(home, file).items():
+                done: Done = python("-m", "lib", "--home", str(home), *words)
+                each = done.seconds / count
+                straight = each / first.setdefault(stage, each)
+                print(
+                    f"{stage:<24} {count:>10,}  {done.seconds:7.1f} s  {1 / each:>9,.0f} rows/s  "
+                    f"peak {done.megabytes:>6,.0f} MB  {straight:.2f} x",
+                    flush=True,
+                )
+                if stage.startswith("export"):
+                    (home / stage.removeprefix("export ")).unlink()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="What datasets cost as they grow.")
+    parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--folder", type=Path, help="where the files are made (default: the temporary folder)")
+    given = parser.parse_args()
+    main(given.counts, given.folder)
