@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.data import importing
+from lib.data import importing, json_files
 from lib.data.export import FORMATS, export_lines
 from lib.data.importing import Accepted, Blank, Rejected, import_files, read_traces
 from lib.data.renderer import CONTROL_TOKENS
@@ -131,7 +131,7 @@ def test_f07_bom_crlf_and_no_final_newline_leave_the_same_content(tmp_path: Path
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 16])
 def test_f07_lines_are_the_same_wherever_the_file_is_cut_while_it_is_read(chunk, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(importing, "LINES_CHUNK", chunk)
+    monkeypatch.setattr(json_files, "LINES_CHUNK", chunk)
     good = lines(3)
     content = b"\xef\xbb\xbf" + b"\r\n".join([good[0], b"", good[1][:40], b" \t", good[2]])
     kinds = [(type(record), record.line) for record in read_traces(written(tmp_path, content))]
@@ -157,7 +157,7 @@ def test_a_file_in_one_go_and_one_line_at_a_time_make_the_same_store(tmp_path: P
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_array_and_wrapped_files_hold_the_same_content(chunk, indent, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(importing, "CHUNK", chunk)
+    monkeypatch.setattr(json_files, "CHUNK", chunk)
     records = [json.loads(line) for line in lines(3)]
     plain = imported(tmp_path, b"\n".join(lines(3)))
     assert imported(tmp_path, json.dumps(records, indent=indent).encode()) == plain
