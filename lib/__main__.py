@@ -84,9 +84,11 @@ def traces_engines(arguments: argparse.Namespace) -> None:
 
 def traces_import(arguments: argparse.Namespace) -> None:
     from lib.data.importing import import_files
+    from lib.data.mapping import load_mapping
     from lib.experiments.stages import store
 
-    report = import_files(store(), arguments.files, arguments.on_bad_record)
+    mapping = load_mapping(arguments.mapping) if arguments.mapping else None
+    report = import_files(store(), arguments.files, arguments.on_bad_record, mapping=mapping)
     say(
         f"{report.lines} lines: {report.accepted} accepted, {report.rejected} rejected, {report.blank} blank; "
         f"{report.added} traces added, {report.duplicates} were there already"
@@ -495,9 +497,10 @@ def parser() -> Parser:
     made = verb(traces, "engines", traces_engines, "What can play, in which version.", "traces engines")
     ungar_flag(made)
     flag(made, "--json", action="store_true")
-    made = verb(traces, "import", traces_import, "Import traces from JSONL, a JSON array or {\"traces\": […]}.",
+    made = verb(traces, "import", traces_import, "Import traces from JSONL, JSON, CSV or Parquet.",
                 "traces import mine.jsonl")  # fmt: skip
-    flag(made, "files", type=Path, nargs="+", metavar="FILE")
+    flag(made, "files", nargs="+", metavar="FILE", help="a file, a pattern such as 'data/*.jsonl', or s3://BUCKET/KEY")
+    flag(made, "--mapping", type=Path, metavar="M.yaml", help="which columns a trace is made of (docs/importing.md)")
     flag(made, "--on-bad-record", choices=("refuse", "quarantine"), default="refuse",
          help="refuse: one bad record and nothing goes in; quarantine: the good go in, the bad to a file")  # fmt: skip
     made = verb(

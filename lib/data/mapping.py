@@ -24,7 +24,7 @@ from lib.data.records import Message, exchange_of, mapping_hint, plain_trace, re
 from lib.errors import RequestError
 from lib.trace import InvalidTrace, Trace, read_strictly, shown, trace_from
 
-UNMAPPED = "fields that the mapping names"
+UNMAPPED = "only fields that the mapping names, those to leave out under `ignore`"
 MAX_MAPPING = 1 << 15
 
 
@@ -163,8 +163,10 @@ class _Chat(msgspec.Struct, frozen=True):
 
 
 def _spelt(record: dict[str, Any], column: str) -> Any:
-    """The value, an integer as its digits: it has one spelling. A float has several, and is left to be refused."""
+    """The value, an integer as its digits: it has one spelling, and a float several."""
     value = record[column]
+    if isinstance(value, float):
+        raise InvalidTrace(column, "text or an integer (a float has no one spelling)", shown(value))
     return str(value) if type(value) is int else value
 
 

@@ -90,8 +90,10 @@ def _split_last(line: str, alone: bool) -> tuple[list[str], str]:
 
 
 def _bare(answer: str) -> str:
-    """The answer without what only sets it off: asterisks on both sides, or a box."""
+    """The answer without what only sets it off: asterisks, of which the first may stand before a label, or a box."""
     for mark in ("**", "__"):
+        if answer.count(mark) == 1:
+            answer = answer.removesuffix(mark)
         if answer.startswith(mark) and answer.endswith(mark) and len(answer) > 2 * len(mark):
             answer = answer.removeprefix(mark).removesuffix(mark)
     boxed = _boxed(answer)

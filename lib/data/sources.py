@@ -73,8 +73,12 @@ def _matches(name: str) -> list[str]:
     else:
         matches = [name] if _is_there(name) else glob.glob(name, recursive=True)
     if not matches:
-        raise RequestError(f"{name}: no file matches this pattern")
+        raise RequestError(f"{_printable(name)}: no file matches this pattern")
     return sorted(matches)
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else shown(name)
 
 
 def _is_there(name: str) -> bool:
@@ -89,10 +93,10 @@ def _open(name: str) -> IO[bytes]:
     try:
         if not path.is_file():
             fault = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
-            raise RequestError(f"{name}: {fault}; expected a file of traces")
+            raise RequestError(f"{_printable(name)}: {fault}; expected a file of traces")
         return open(path, "rb")
     except OSError as error:
-        raise RequestError(f"{name}: cannot be read ({error.strerror})") from None
+        raise RequestError(f"{_printable(name)}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise RequestError(f"{shown(name)}: cannot be a file's name ({error})") from None
 
@@ -141,8 +145,11 @@ def _copy(lines: pl.LazyFrame, file: IO[bytes], replaced: bool = False) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of Polars' sentence, without the path, which may be that of another object of the store."""
+    """Polars' sentence, without the path, which may be that of another object of the store, and its first cause."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
-    sentence = str(error).split("\n")[0].partition(" (path: ")[0].partition("<?xml")[0]
-    return shown(sentence[:300])[1:-1] if len(sentence) > 80 else sentence or type(error).__name__
+    sentence, *causes = str(error).strip().split("\n")
+    sentence = sentence.partition(" (path: ")[0].partition("<?xml")[0].removeprefix("object-store error: ")
+    if causes and isinstance(error, OSError):
+        sentence += f": {causes[-1].partition(': ')[2]}; are AWS_ENDPOINT_URL and AWS_ALLOW_HTTP as they should be?"
+    return "".join(letter if letter.isprintable() else " " for letter in sentence[:400]) or type(error).__name__

@@ -72,12 +72,11 @@ def read_parquet(source: Source, mapping: Mapping | None) -> Iterator[Pieces]:
         wanted = _wanted(schema.names(), mapping)
         for name in wanted:
             _check_type(name, schema[name], source.name)
-        row = pl.struct(wanted)
-        bounded = pl.when(_size(row, pl.Struct({name: schema[name] for name in wanted})) <= MAX_BYTES).then(row)
-        for batch in frame.select(bounded).collect_batches(maintain_order=True, chunk_size=ROWS):
+        size = pl.sum_horizontal(_size(pl.col(name), schema[name]) for name in wanted)
+        for batch in frame.select(wanted).collect_batches(maintain_order=True, chunk_size=ROWS):
             for part in batch.iter_slices(ROWS):
-                for number, values in enumerate(part.to_series(), first):
-                    yield _parquet_row(number, values)
+                for number, row in enumerate(_bounded_rows(part, part.select(size).to_series()), first):
+                    yield _parquet_row(number, row)
                 first += len(part)
 
 
@@ -182,17 +181,24 @@ _TYPES = (pl.String, pl.Boolean, pl.Null, pl.Categorical, pl.Enum)
 
 def _size(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
     """How many bytes of text the value holds, at least, found before any of it becomes a Python value."""
-    if isinstance(kind, pl.Struct):
+    if isinstance(kind, pl.Struct) and kind.fields:
         return pl.sum_horizontal(_size(value.struct.field(field.name), field.dtype) for field in kind.fields)
     if isinstance(kind, pl.List):
         return value.list.eval(_size(pl.element(), kind.inner)).list.sum()
-    return value.str.len_bytes().cast(pl.Int64) if kind == pl.String else pl.lit(0, pl.Int64)
+    return (value.str.len_bytes() if kind == pl.String else value.is_null()).cast(pl.Int64)
 
 
-def _parquet_row(number: int, values: dict[str, Any] | None) -> Pieces:
-    if values is None:
+def _bounded_rows(part: pl.DataFrame, sizes: pl.Series) -> Iterator[dict[str, Any] | None]:
+    """The rows as Python values; None for one that is over the cap."""
+    if sizes.max() <= MAX_BYTES:
+        return part.iter_rows(named=True)
+    return (part.row(i, named=True) if size <= MAX_BYTES else None for i, size in enumerate(sizes))
+
+
+def _parquet_row(number: int, row: dict[str, Any] | None) -> Pieces:
+    if row is None:
         return Pieces(number, [b""], InvalidTrace("record", "at most 1 MiB", "more"))
-    return Pieces(number, [_json(_without_nulls(values))])
+    return Pieces(number, [_json(_without_nulls(row))])
 
 
 def _without_nulls(value: Any) -> Any:
