@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-faults test-parity test-tunix test-harness test-ungar lab lint benchmark clean
+.PHONY: help quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 lab lint benchmark clean
 
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-tunix   our trainer against Tunix's, which it installs into .venv-tunix"
 	@echo "make test-harness our model under lm-evaluation-harness, which it installs into .venv-harness"
 	@echo "make test-ungar   our engine against UNGAR, which it installs into .venv-ungar"
+	@echo "make test-s3      imports from a server that speaks S3, which it installs into .venv-s3"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
@@ -55,8 +56,11 @@ test-tunix: .venv-tunix/ready
 test-harness: .venv-harness/ready
 	@.venv-harness/bin/python -m pytest -m harness -rP tests/evaluation/test_harness.py
 
+test-s3: $(READY) .venv-s3/ready
+	@RETRACE_S3_PYTHON=$(CURDIR)/.venv-s3/bin/python $(BIN)/python -m pytest -m s3 -rP tests/data/test_s3.py
+
 clean:
-	rm -rf .venv .venv-parity .venv-tunix .venv-harness .venv-ungar
+	rm -rf .venv .venv-*
 
 $(READY): requirements.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
@@ -93,3 +97,9 @@ $(READY): requirements.txt pyproject.toml
 	@.venv-tunix/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@.venv-tunix/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-tunix.txt
 	@touch .venv-tunix/ready
+
+.venv-s3/ready: requirements-s3.txt $(READY)
+	@echo "Installing a server that speaks S3 into .venv-s3 (once) …"
+	@$(PYTHON) -m venv --clear .venv-s3
+	@.venv-s3/bin/pip install --quiet --disable-pip-version-check -r requirements-s3.txt
+	@touch .venv-s3/ready

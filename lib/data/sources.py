@@ -59,7 +59,7 @@ def reading(source: Source) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise RequestError(f"{source.name}: cannot be read ({_reason(error)})") from None
+        raise RequestError(f"{_printable(source.name)}: cannot be read ({_reason(error)})") from None
 
 
 def _matches(name: str) -> list[str]:
@@ -138,9 +138,8 @@ def _copy(lines: pl.LazyFrame, file: IO[bytes], replaced: bool = False) -> None:
     file.seek(0)
     file.truncate()
     for frame in lines.collect_batches(maintain_order=True):
-        for line in frame["line"]:
-            text = line.encode()
-            file.write(text.replace("\ufffd".encode(), b"\xff") if replaced else text)
+        for line in frame["line"].cast(pl.Binary):
+            file.write(line.replace("\ufffd".encode(), b"\xff") if replaced else line)
             file.write(b"\n")
 
 
