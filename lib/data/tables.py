@@ -9,7 +9,8 @@ is that where it begins, as a quoted field may run over several; that of a row o
 
 import csv
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import IO, Any
 
 import polars as pl
@@ -23,7 +24,7 @@ from lib.trace import MAX_BYTES, InvalidTrace, shown
 ROWS = 1_000  # of Parquet, held as Python values at a time
 TEXT_BYTES = 1_000  # of a row, kept to show it
 SEPARATORS = {"csv": ",", "tsv": "\t"}
-_ABSENT = ("id", "created_at")
+_MAY_LACK = ("id", "created_at")
 
 
 def read_csv(file: IO[bytes], source: Source, mapping: Mapping | None) -> Iterator[Pieces]:
@@ -31,27 +32,18 @@ def read_csv(file: IO[bytes], source: Source, mapping: Mapping | None) -> Iterat
 
     An empty `id` or `created_at` is none. Raises RequestError for columns that are not as they should be.
     """
-    csv.field_size_limit(MAX_BYTES)
+    csv.field_size_limit(MAX_BYTES)  # of the whole process, and too small by default for a long field
     lines = _Lines(file)
     rows = csv.reader(lines, delimiter=SEPARATORS[source.kind], strict=True)
     header = _header(rows, lines, source.name)
     check_columns(header, mapping, source.name)
-    wanted, may_lack = _wanted(header, mapping), _may_lack(mapping)
-    while True:
-        lines.begin()
-        fault, row = None, []
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            fault = InvalidTrace("record", "a row of CSV", _csv_fault(str(error)))
-        fault = lines.fault or fault
+    wanted, may_lack = _wanted(header, mapping), mapping.own().values() if mapping else _MAY_LACK
+    while (row := _next_row(rows, lines)) is not None:
         whole = len(row) == len(header)
-        if not (fault or whole) and lines.text.strip():
-            fault = InvalidTrace("record", f"{len(header)} fields, as the header has", f"{len(row)}")
-        if fault or not whole:
-            yield Pieces(lines.first, [lines.text.strip()], fault, lines.text)
+        if not (lines.fault or whole) and lines.text.strip():
+            lines.fault = InvalidTrace("record", f"{len(header)} fields, as the header has", f"{len(row)}")
+        if lines.fault or not whole:
+            yield Pieces(lines.first, [lines.text.strip()], lines.fault, lines.text)
             continue
         values = dict(zip(header, row, strict=True))
         kept = {name: values[name] for name in wanted if values[name] or name not in may_lack}
@@ -63,9 +55,8 @@ def read_parquet(source: Source, mapping: Mapping | None) -> Iterator[Pieces]:
 
     Raises RequestError for columns that are not as they should be, and for a damaged file.
     """
-    file = source.name if source.is_object else open_source(source)
     first = 1
-    with reading(source):
+    with nullcontext(source.name) if source.is_object else open_source(source) as file, reading(source):
         frame = pl.scan_parquet(file, glob=False, hive_partitioning=False)
         schema = frame.collect_schema()
         check_columns(schema.names(), mapping, source.name)
@@ -146,6 +137,16 @@ def _header(rows: Iterator[list[str]], lines: _Lines, name: str) -> list[str]:
     return header
 
 
+def _next_row(rows: Iterator[list[str]], lines: _Lines) -> list[str] | None:
+    """The fields of the next row, empty where it has none or `lines.fault` says why; None at the end."""
+    lines.begin()
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        lines.fault = lines.fault or InvalidTrace("record", "a row of CSV", _csv_fault(str(error)))
+        return []
+
+
 def _csv_fault(sentence: str) -> str:
     """What `csv` says, in words for who wrote the file."""
     if sentence == "unexpected end of data":
@@ -155,10 +156,6 @@ def _csv_fault(sentence: str) -> str:
 
 def _wanted(columns: list[str], mapping: Mapping | None) -> list[str]:
     return [name for name in columns if not mapping or name not in mapping.ignore]
-
-
-def _may_lack(mapping: Mapping | None) -> Collection[str]:
-    return mapping.own().values() if mapping else _ABSENT
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -40,6 +40,10 @@ RECORDS = [
     json.dumps(json.loads(to_json(TRACES[0])) | EVALUATED).encode(),
     b'{"steps":[{"i":9,"type":"t","content":"c"},{"i":2,"type":"t","content":"b"}],"prompt":"p","final_answer":"f",'
     b'"trace_version":"1.0"}',
+    rb'{"question":"q","answer":"<<1+1=2>>s\n#### 2","metadata":{"source":"lab"}}',
+    rb'{"id":"c","prompt":"p","completion":"s\nThe answer is \\boxed{2}."}',
+    rb'{"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"},'
+    rb'{"role":"assistant","content":"<think>t</think>a"}]}',
 ]
 
 # What a record is replaced by, and what is put in place of one of its values or between its bytes.
