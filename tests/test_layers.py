@@ -25,11 +25,22 @@ LAYERS = [
 ]
 BESIDE = {("model", "data")}  # a model's folder holds its tokenizer
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval"}
+OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval", "reasoning_gym"}
 WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "experiments.report", "experiments.figures"}
 WITHOUT_JAX |= {
     f"evaluation.{name}"
-    for name in ("scoring", "numbers", "statistics", "verdict", "metrics", "evalsets", "leaks", "results", "compare")
+    for name in (
+        "scoring",
+        "numbers",
+        "statistics",
+        "verdict",
+        "metrics",
+        "evalsets",
+        "leaks",
+        "results",
+        "compare",
+        "reasoning_gym_items",
+    )
 }
 
 
