@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +24,7 @@ from msgspec import Meta
 from lib.errors import RequestError
 from lib.evaluation.numbers import read_number
 from lib.files import atomic_write, sha256_bytes
-from lib.tasks import arithmetic, high_card_duel
+from lib.tasks import arithmetic, high_card_duel, reasoning_gym
 
 Text = Annotated[str, Meta(min_length=1, max_length=50_000, pattern=r"^[^\x00]*$")]
 Label = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
@@ -38,8 +38,9 @@ class EvalItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     expected_answer: Text
     category: Label
     difficulty: Annotated[str, Meta(pattern="^(easy|medium|hard)$")]
-    # how it is scored: empty (the same text or number), exact, number or set; lib.evaluation.scoring states each
-    scorer: Annotated[str, Meta(pattern="^(|exact|number|set)$")] = ""
+    # how it is scored: empty (the same text or number), exact, number, set or reasoning_gym; lib.evaluation.scoring
+    # states each
+    scorer: Annotated[str, Meta(pattern="^(|exact|number|set|reasoning_gym)$")] = ""
     # how far a number may be off, absolute and in the answer's own unit; 0: not at all but for rounding
     tolerance: Annotated[float, Meta(ge=0)] = 0.0
     # items of one group (questions on one text, variants of one problem) are no independent evidence
@@ -49,12 +50,14 @@ class EvalItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     state: dict[str, str] = {}
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     name: str
     sha256: str
     count: int
     description: str
     created_at: str
+    # of sets that a command made: the command, and what it made them from
+    origin: dict[str, Any] = {}
 
 
 class EvalSet(NamedTuple):
@@ -77,14 +80,16 @@ def load_eval_set(path: Path) -> EvalSet:
     return eval_set
 
 
-def write_eval_set(path: Path, items: Iterable[EvalItem], description: str, created_at: str) -> EvalSet:
+def write_eval_set(
+    path: Path, items: Iterable[EvalItem], description: str, created_at: str, origin: dict[str, Any] | None = None
+) -> EvalSet:
     """Publish an eval set and, last, its manifest; a published one is never replaced by other content."""
     content = b"".join(msgspec.json.encode(item) + b"\n" for item in items)
     eval_set = EvalSet(path.stem, path, sha256_bytes(content), _items(content, path))
     sidecar = _sidecar(path)
     if sidecar.exists() and _record(_read(sidecar), Manifest, str(sidecar)).sha256 != eval_set.sha256:
         raise _changed(path, "it is already published with other content")
-    manifest = Manifest(path.stem, eval_set.sha256, len(eval_set.items), description, created_at)
+    manifest = Manifest(path.stem, eval_set.sha256, len(eval_set.items), description, created_at, origin or {})
     atomic_write(path, content)
     atomic_write(sidecar, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
     return eval_set
@@ -165,11 +170,14 @@ def _items(content: bytes, path: Path) -> tuple[EvalItem, ...]:
 
 
 def _check_scorer(item: EvalItem, where: str) -> None:
-    """What is scored as a number must be one, and text has no tolerance."""
+    """What is scored as a number must be one, text has no tolerance, and a verifier needs its entry."""
     if item.scorer == "number" and not all(map(read_number, item.expected_answer.split(" | "))):
         raise RequestError(f"{where}: field expected_answer: expected a number, got {item.expected_answer!r}")
     if item.scorer == "exact" and item.tolerance:
         raise RequestError(f"{where}: field tolerance: expected none with the scorer exact, got {item.tolerance}")
+    if item.scorer == reasoning_gym.NAME and set(item.state) != set(reasoning_gym.STATE):
+        keys = ", ".join(reasoning_gym.STATE)
+        raise RequestError(f"{where}: field state: expected {keys} with the scorer {item.scorer}, got {item.state}")
 
 
 def _record(line: bytes, kind: type[Record], where: str) -> Record:

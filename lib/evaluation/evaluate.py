@@ -21,7 +21,7 @@ from lib.config import EvaluationConfig
 from lib.data.renderer import encode_prompt, render_prompt
 from lib.errors import RetraceError
 from lib.evaluation.evalsets import EvalItem, EvalSet
-from lib.evaluation.scoring import reasoning_steps, score
+from lib.evaluation.scoring import reasoning_steps, score_item
 from lib.files import atomic_write
 from lib.model.gemma import in_dtype
 from lib.model.sampler import Completion, generate
@@ -109,13 +109,15 @@ def _complete(
 
 def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, Any]) -> dict[str, Any]:
     """A trace of what the model said; where the completion has no steps or no answer, the trace says that."""
-    scored = score(text, item.expected_answer, completion.truncated, item.scorer, item.tolerance)
+    scored = score_item(item, text, completion.truncated)
     steps = [("step", step) for step in reasoning_steps(text)] or [("completion", text or NO_TEXT)]
     meta = about | {"eval_id": item.id, "category": item.category, "expected_answer": item.expected_answer}
     if item.task:
         meta |= {"task": item.task, "state": item.state}
     if item.group:
         meta["group"] = item.group
+    if scored.verdict == "unscored" and scored.answer is not None:
+        meta["unscored"] = scored.explanation
     return {
         "trace_version": TRACE_VERSION,
         "prompt": item.prompt,

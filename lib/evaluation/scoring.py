@@ -19,6 +19,10 @@ set       The same elements in any order, each once: what commas, semicolons, "a
           text or number. Every comma separates: in a set, 1234 is written without one.
 ""        No scorer named: the same text or the same number.
 
+An item of reasoning-gym (scorer `reasoning_gym`) is judged by the verifier of the generator that made it: correct is
+what it gives exactly 1, and any less, which some give to an answer that is half right, is wrong. Where the verifier
+itself fails on an answer, that is no word on the answer: it is unscored, and the reason is kept.
+
 An answer that cannot be found is unscored, and one cut off by the token limit is truncated: neither is wrong,
 neither has a value, and reports count both. (Score with its explanation: UK AISI, inspect_ai.)
 """
@@ -28,7 +32,9 @@ import unicodedata
 from typing import Literal, NamedTuple
 
 from lib.errors import RequestError
+from lib.evaluation.evalsets import EvalItem
 from lib.evaluation.numbers import same_number
+from lib.tasks import reasoning_gym
 
 SCORERS = ("", "exact", "number", "set")
 
@@ -95,6 +101,20 @@ def reasoning_steps(completion: str) -> list[str]:
     return [step.strip() for step in steps]
 
 
+def score_item(item: EvalItem, completion: str, truncated: bool) -> Score:
+    """Judge one completion by the scorer of its item; see `score`."""
+    if item.scorer != reasoning_gym.NAME:
+        return score(completion, item.expected_answer, truncated, item.scorer, item.tolerance)
+    answer = extract_answer(completion)
+    if truncated or answer is None:
+        return _not_judged(truncated)
+    given, reason = reasoning_gym.verify(item.prompt, item.expected_answer, item.state, answer)
+    if given is None:
+        return Score(None, "unscored", answer, reason)
+    said = f"the verifier of {item.state['generator']} gives {answer!r} {given:g}"
+    return Score(1, "correct", answer, said) if given == 1 else Score(0, "wrong", answer, said)
+
+
 def score(completion: str, expected: str, truncated: bool, scorer: str = "", tolerance: float = 0.0) -> Score:
     """Judge one completion; `truncated` says that it met the token limit before its end-of-turn token.
 
@@ -102,15 +122,19 @@ def score(completion: str, expected: str, truncated: bool, scorer: str = "", tol
     """
     if scorer not in SCORERS:
         raise RequestError(f"scorer: expected one of {', '.join(map(repr, SCORERS))}, got {scorer!r}")
-    if truncated:
-        return Score(None, "truncated", None, "generation met its token limit before the turn ended")
     answer = extract_answer(completion)
-    if answer is None:
-        return Score(None, "unscored", None, "no line starts with 'Answer:' and goes on, and nothing is boxed")
+    if truncated or answer is None:
+        return _not_judged(truncated)
     for alternative in expected.split(" | "):
         if how := _same(answer, alternative, scorer, tolerance):
             return Score(1, "correct", answer, f"{answer!r} is the expected {how} {alternative!r}")
     return Score(0, "wrong", answer, f"{answer!r} is not the expected {expected!r}")
+
+
+def _not_judged(truncated: bool) -> Score:
+    if truncated:
+        return Score(None, "truncated", None, "generation met its token limit before the turn ended")
+    return Score(None, "unscored", None, "no line starts with 'Answer:' and goes on, and nothing is boxed")
 
 
 def _same(answer: str, expected: str, scorer: str, tolerance: float) -> str:
