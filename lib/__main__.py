@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -56,14 +57,17 @@ def traces_generate(arguments: argparse.Namespace) -> None:
         raise RequestError(f"--count: expected at least 1, got {arguments.count}")
     if arguments.seed < 0:
         raise RequestError(f"--seed: expected at least 0, got {arguments.seed}")
-    if arguments.game not in TASKS:
+    if arguments.engine == "reasoning-gym":
+        traces = _reasoning_gym_traces(arguments)
+    elif arguments.game not in TASKS:
         raise RequestError(f"--game: expected one of {', '.join(TASKS)}, got {arguments.game!r}")
-    if arguments.engine == "ungar" and arguments.game != "high_card_duel":
+    elif arguments.engine == "ungar" and arguments.game != "high_card_duel":
         raise RequestError(f"--engine ungar: plays high_card_duel alone, not {arguments.game}")
-    asked = TracesConfig(
-        arguments.game, arguments.engine, arguments.ungar_python, count=arguments.count, seed=arguments.seed
-    )
-    traces = list(play(asked))
+    else:
+        asked = TracesConfig(
+            arguments.game, arguments.engine, arguments.ungar_python, count=arguments.count, seed=arguments.seed
+        )
+        traces = list(play(asked))
     if arguments.output or arguments.no_persist:
         _write_lines(arguments.output, (to_json(trace) + b"\n" for trace in traces))
     if not arguments.no_persist:
@@ -80,6 +84,30 @@ def traces_engines(arguments: argparse.Namespace) -> None:
         return
     for engine in found:
         tell(f"{engine.name:<8} {engine.version or 'absent':<8} {', '.join(engine.games)}  {engine.note}".rstrip())
+
+
+def _reasoning_gym_traces(arguments: argparse.Namespace) -> list[Any]:
+    from lib.tasks import gsm_symbolic, reasoning_gym
+    from lib.trace import utc_now
+
+    if arguments.game != gsm_symbolic.NAME:
+        raise RequestError(f"--game: with --engine reasoning-gym expected {gsm_symbolic.NAME}, got {arguments.game!r}")
+    _use_reasoning_gym(arguments)
+    made = reasoning_gym.generate(arguments.count, arguments.seed, created_at=utc_now())
+    _say_left_out(made.left_out, len(made.traces) + made.left_out.total(), "worked answers")
+    return made.traces
+
+
+def _use_reasoning_gym(arguments: argparse.Namespace) -> None:
+    from lib.tasks import reasoning_gym
+
+    if arguments.reasoning_gym_python:
+        os.environ[reasoning_gym.VARIABLE] = arguments.reasoning_gym_python
+
+
+def _say_left_out(left_out: dict[str, int], drawn: int, what: str) -> None:
+    for reason, count in left_out.items():
+        say(f"left out: {count} of {drawn} {what}: {reason}")
 
 
 def traces_import(arguments: argparse.Namespace) -> None:
@@ -254,12 +282,45 @@ def train(arguments: argparse.Namespace) -> None:
     say(f"Checkpoint: {shown_path(arguments.output / 'checkpoint-final')}")
 
 
+def eval_make(arguments: argparse.Namespace) -> None:
+    from lib.evaluation.evalsets import write_eval_set
+    from lib.evaluation.reasoning_gym_items import reasoning_gym_items
+    from lib.tasks.reasoning_gym import NAME, VERSION
+    from lib.trace import utc_now
+
+    _use_reasoning_gym(arguments)
+    source, _, generator = arguments.generator.partition(":")
+    if source != NAME or not generator:
+        raise RequestError(f"--generator: expected {NAME}:NAME, got {arguments.generator!r}")
+    if arguments.count < 1:
+        raise RequestError(f"--count: expected at least 1, got {arguments.count}")
+    if arguments.seed < 0:
+        raise RequestError(f"--seed: expected at least 0, got {arguments.seed}")
+    if arguments.output.suffix != ".jsonl":
+        raise RequestError(f"--output: expected a name that ends in .jsonl, got {arguments.output}")
+    check_writable(arguments.output)
+    options = _options(arguments.option)
+    made = reasoning_gym_items(generator, options, arguments.count, arguments.seed)
+    words = [f"--generator {arguments.generator} --count {arguments.count} --seed {arguments.seed}"]
+    words += [f"--option {shlex.quote(word)}" for word in arguments.option]
+    origin = {
+        "command": f"python -m lib eval make {' '.join(words)} --output {arguments.output.name}",
+        "generator": arguments.generator, "version": VERSION, "options": options, "seed": arguments.seed,
+        "draws": made.draws, "left_out": dict(made.left_out),
+    }  # fmt: skip
+    description = f"{len(made.items)} items of {generator} of reasoning-gym {VERSION}, scored by its verifier."
+    eval_set = write_eval_set(arguments.output, made.items, description, utc_now(), origin)
+    _say_left_out(made.left_out, made.draws, "draws")
+    say(f"{eval_set.name}: {len(made.items)} items, sha256 {eval_set.sha256[:16]}: {shown_path(arguments.output)}")
+
+
 def eval_generate(arguments: argparse.Namespace) -> None:
     from lib.config import EvaluationConfig, load_config
     from lib.evaluation.evaluate import answer_eval_set, write_results
     from lib.experiments.stages import find_eval_set, model_before
     from lib.model.weights import load_model, read_about
 
+    _use_reasoning_gym(arguments)
     eval_set = find_eval_set(str(arguments.eval_set))
     check_writable(arguments.output)
     config = load_config(arguments.config, arguments.set) if arguments.config else None
@@ -457,6 +518,10 @@ def parser() -> Parser:
             help="change a key of it, such as training.seed=1",
         )
 
+    def reasoning_gym_flag(made: Parser) -> None:
+        flag(made, "--reasoning-gym-python", default="", metavar="PATH",
+             help="the one that has reasoning-gym (default: RETRACE_REASONING_GYM_PYTHON, or this one)")  # fmt: skip
+
     def config_flags(made: Parser, required: bool) -> None:
         flag(made, "--config", required=required, metavar="C.yaml", help="configuration file")
         set_flag(made)
@@ -487,8 +552,10 @@ def parser() -> Parser:
                 "traces generate --game high_card_duel --count 100 --seed 42")  # fmt: skip
     flag(made, "--game", required=True)
     flag(made, "--count", type=int, required=True)
-    flag(made, "--engine", choices=("builtin", "ungar"), default="builtin", help="who plays it (default: builtin)")
+    flag(made, "--engine", choices=("builtin", "ungar", "reasoning-gym"), default="builtin",
+         help="who plays it (default: builtin); gsm_symbolic is reasoning-gym's")  # fmt: skip
     ungar_flag(made)
+    reasoning_gym_flag(made)
     flag(made, "--seed", type=int, default=42, help="episode i is dealt with seed + i (default: 42)")
     flag(
         made, "--no-persist", action="store_true", help="do not keep the traces; print them, or write them to --output"
@@ -574,12 +641,21 @@ def parser() -> Parser:
     )
 
     evaluation = group("eval", "Answer an eval set, and compare two evaluations.")
+    made = verb(evaluation, "make", eval_make, "Make an eval set from a generator of reasoning-gym.",
+                "eval make --generator reasoning_gym:gcd --count 100 --seed 42 --output my_gcd_v1.jsonl")  # fmt: skip
+    flag(made, "--generator", required=True, metavar="reasoning_gym:NAME")
+    flag(made, "--count", type=int, required=True)
+    flag(made, "--seed", type=int, required=True)
+    flag(made, "--option", action="append", default=[], metavar="KEY=VALUE", help="of the generator; VALUE is YAML")
+    flag(made, "--output", type=Path, required=True, metavar="E.jsonl", help="with E.manifest.json beside it")
+    reasoning_gym_flag(made)
     made = verb(evaluation, "generate", eval_generate, "Answer an eval set with a model, and score the answers.",
                 "eval generate --model runs/duel/checkpoint-final --eval-set high_card_duel_v1 --output O")  # fmt: skip
     flag(made, "--model", required=True, metavar="base|CHECKPOINT")
     flag(made, "--eval-set", required=True, metavar="E.jsonl", help="a file, or a name in evalsets/")
     flag(made, "--output", type=Path, required=True, metavar="O.jsonl")
     config_flags(made, required=False)
+    reasoning_gym_flag(made)
     flag(
         made,
         "--seed",
@@ -699,7 +775,7 @@ def _write_lines(path: Path | None, lines: Iterable[bytes]) -> None:
             file.writelines(lines)
 
 
-def _filters(given: list[str]) -> dict[str, Any]:
+def _filters(given: list[str], flag: str = "--filter") -> dict[str, Any]:
     """`key=value` flags as a request holds them; the values are read as YAML, so 42 is a number."""
     from lib.config import parse_yaml
 
@@ -707,9 +783,18 @@ def _filters(given: list[str]) -> dict[str, Any]:
     for item in given:
         key, found, text = item.partition("=")
         if not found or not key:
-            raise RequestError(f"--filter {item!r}: expected KEY=VALUE, such as game=high_card_duel")
-        filters.setdefault(key, []).append(parse_yaml(f"value: {text}", f"--filter {item}")["value"])
+            raise RequestError(f"{flag} {item!r}: expected KEY=VALUE, such as game=high_card_duel")
+        filters.setdefault(key, []).append(parse_yaml(f"value: {text}", f"{flag} {item}")["value"])
     return {key: values[0] if len(values) == 1 else values for key, values in filters.items()}
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """`key=value` flags, each key once; the values are read as YAML."""
+    options = _filters(given, "--option")
+    for key in options:
+        if sum(word.startswith(f"{key}=") for word in given) > 1:
+            raise RequestError(f"--option {key}: given twice")
+    return options
 
 
 def _text(path: Path) -> str:
