@@ -7,7 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 lab lint benchmark clean
+.PHONY: help quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
+.PHONY: lab lint benchmark clean
 
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
@@ -18,6 +19,7 @@ help:
 	@echo "make test-harness our model under lm-evaluation-harness, which it installs into .venv-harness"
 	@echo "make test-ungar   our engine against UNGAR, which it installs into .venv-ungar"
 	@echo "make test-s3      imports from a server that speaks S3, which it installs into .venv-s3"
+	@echo "make test-reasoning-gym  every generator of reasoning-gym, installed into .venv-reasoning-gym (ten minutes)"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
@@ -59,6 +61,10 @@ test-harness: .venv-harness/ready
 test-s3: $(READY) .venv-s3/ready
 	@RETRACE_S3_PYTHON=$(CURDIR)/.venv-s3/bin/python $(BIN)/python -m pytest -m s3 -rP tests/data/test_s3.py
 
+test-reasoning-gym: $(READY) .venv-reasoning-gym/ready
+	@RETRACE_REASONING_GYM_PYTHON=$(CURDIR)/.venv-reasoning-gym/bin/python $(BIN)/python -m pytest -m reasoning_gym -rP \
+		tests/evaluation/test_reasoning_gym_items.py
+
 clean:
 	rm -rf .venv .venv-*
 
@@ -90,6 +96,12 @@ $(READY): requirements.txt pyproject.toml
 	@.venv-ungar/bin/pip install --quiet --disable-pip-version-check "numpy<2"
 	@.venv-ungar/bin/pip install --quiet --disable-pip-version-check --no-deps git+https://github.com/m-cahill/ungar
 	@touch .venv-ungar/ready
+
+.venv-reasoning-gym/ready: requirements-reasoning-gym.txt $(READY)
+	@echo "Installing reasoning-gym into .venv-reasoning-gym (once) …"
+	@$(PYTHON) -m venv --clear .venv-reasoning-gym
+	@.venv-reasoning-gym/bin/pip install --quiet --disable-pip-version-check -r requirements-reasoning-gym.txt
+	@touch .venv-reasoning-gym/ready
 
 .venv-tunix/ready: requirements.txt requirements-tunix.txt $(READY)
 	@echo "Installing Tunix into .venv-tunix (once) …"
