@@ -317,11 +317,13 @@ def eval_make(arguments: argparse.Namespace) -> None:
 def eval_generate(arguments: argparse.Namespace) -> None:
     from lib.config import EvaluationConfig, load_config
     from lib.evaluation.evaluate import answer_eval_set, write_results
+    from lib.evaluation.scoring import check_scorers
     from lib.experiments.stages import find_eval_set, model_before
     from lib.model.weights import load_model, read_about
 
     _use_reasoning_gym(arguments)
     eval_set = find_eval_set(str(arguments.eval_set))
+    check_scorers(eval_set.items)
     check_writable(arguments.output)
     config = load_config(arguments.config, arguments.set) if arguments.config else None
     if config is None and arguments.set:

@@ -29,6 +29,7 @@ neither has a value, and reports count both. (Score with its explanation: UK AIS
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from lib.errors import RequestError
@@ -99,6 +100,13 @@ def reasoning_steps(completion: str) -> list[str]:
         elif steps:
             steps[-1] += "\n" + line
     return [step.strip() for step in steps]
+
+
+def check_scorers(items: Iterable[EvalItem]) -> None:
+    """Raises RequestError where answers to these items could not be scored here: better before a model gives them."""
+    item = next((item for item in items if item.scorer == reasoning_gym.NAME), None)
+    if item is not None:
+        reasoning_gym.check_entry(item.prompt, item.expected_answer, item.state)
 
 
 def score_item(item: EvalItem, completion: str, truncated: bool) -> Score:

@@ -22,6 +22,7 @@ from typing import Any
 from lib.config import Config, load_config
 from lib.data.dataset import dataset_key, list_datasets
 from lib.errors import RequestError
+from lib.evaluation.scoring import check_scorers
 from lib.experiments.evidence import EVIDENCE
 from lib.experiments.manifest import artifact_names, hash_files, save_code, write_manifest
 from lib.experiments.notebooks import Stage, TimeLimit, execute
@@ -110,11 +111,11 @@ def _indexed() -> Iterator[None]:
 
 
 def preflight(config: Config) -> None:
-    """Refuse, before a run folder is made, what could only fail later: eval set, weights and engine must be there."""
+    """Refuse, before a run folder is made, what could only fail later: eval set, scorer, weights and engine."""
     from lib.model.released import find_released, is_from_scratch
     from lib.training.trainers import tunix_version
 
-    find_eval_set(config.evaluation.eval_set)
+    check_scorers(find_eval_set(config.evaluation.eval_set).items)
     if config.traces.engine == "ungar":
         ungar.version(config.traces.ungar_python)
     if not is_from_scratch(config.model.name):

@@ -117,18 +117,23 @@ def draw(state: Mapping[str, str]) -> Drawn:
     return Drawn(**told)
 
 
-def verify(question: str, answer: str, state: Mapping[str, str], given: str) -> Judgement:
-    """What the generator's verifier gives the answer `given` to a question, of which `answer` is the generator's own.
-
-    Where the verifier raises, takes too long or takes its process down with it, that answer has no score. Raises
-    RequestError where the state makes another entry here, and RetraceError where it cannot be made at all.
-    """
+def check_entry(question: str, answer: str, state: Mapping[str, str]) -> None:
+    """Raises RequestError where the state makes another entry here, and RetraceError where it makes none."""
     drawn = draw(state)
     if (drawn.question, drawn.answer) != (question, answer):
         raise RequestError(
             f"{state['generator']}: index {state['index']} of {state['config']} makes another question here than in "
             f"the eval set; packages other than those of requirements-reasoning-gym.txt? {INSTALL}"
         )
+
+
+def verify(question: str, answer: str, state: Mapping[str, str], given: str) -> Judgement:
+    """What the generator's verifier gives the answer `given` to a question, of which `answer` is the generator's own.
+
+    Where the verifier raises, takes too long or takes its process down with it, that answer has no score. Raises as
+    `check_entry` does.
+    """
+    check_entry(question, answer, state)
     try:
         told = worker(python()).ask(SCORE_SECONDS, do="score", **_asked(state), answer=given)
     except Died as error:
