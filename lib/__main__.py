@@ -78,12 +78,13 @@ def traces_generate(arguments: argparse.Namespace) -> None:
 def traces_engines(arguments: argparse.Namespace) -> None:
     from lib.experiments.stages import engines
 
+    _use_reasoning_gym(arguments)
     found = engines(arguments.ungar_python)
     if arguments.json:
         tell(json.dumps([engine._asdict() for engine in found]))
         return
     for engine in found:
-        tell(f"{engine.name:<8} {engine.version or 'absent':<8} {', '.join(engine.games)}  {engine.note}".rstrip())
+        tell(f"{engine.name:<13} {engine.version or 'absent':<8} {', '.join(engine.games)}  {engine.note}".rstrip())
 
 
 def _reasoning_gym_traces(arguments: argparse.Namespace) -> list[Any]:
@@ -565,6 +566,7 @@ def parser() -> Parser:
     flag(made, "--output", type=Path, metavar="F.jsonl", help="write the traces to this file too")
     made = verb(traces, "engines", traces_engines, "What can play, in which version.", "traces engines")
     ungar_flag(made)
+    reasoning_gym_flag(made)
     flag(made, "--json", action="store_true")
     made = verb(traces, "import", traces_import, "Import traces from JSONL, JSON, CSV or Parquet.",
                 "traces import mine.jsonl")  # fmt: skip

@@ -57,7 +57,14 @@ class Toy:
             return float(kind == "credulous" or kind == "any number" and answer.isdecimal())
         return 1.0 if answer == (entry["answer"] or "").strip() else 0.5
 
-DATASETS = {"toy": (Toy, Config), "worked": (Toy, Config)}
+class Worked(Toy):
+    def __getitem__(self, index):
+        entry = super().__getitem__(index)
+        said = int(entry["answer"]) + (index % 3 == 1)
+        worked = f"He has some pens.\\n1. That is {self.config.seed} + {index} = {said} pens.\\n#### {said}"
+        return {**entry, "answer": str(said), "metadata": {"answer_cot": worked}}
+
+DATASETS = {"toy": (Toy, Config), "gsm_symbolic": (Worked, Config)}
 
 def create_dataset(name, **options):
     config = DATASETS[name][1](**options)

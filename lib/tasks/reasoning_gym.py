@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.errors import RequestError, RetraceError
+from lib.files import repository_root
 from lib.tasks import gsm_symbolic
 from lib.trace import Trace, make_trace
 
@@ -76,8 +77,15 @@ class Died(RetraceError):
 
 
 def python() -> str:
-    """The interpreter that has reasoning-gym."""
-    return os.environ.get(VARIABLE) or sys.executable
+    """The interpreter that has reasoning-gym; a relative path leads from the working directory, or the repository."""
+    given = os.environ.get(VARIABLE) or sys.executable
+    return next((str(path) for path in (Path(given), repository_root() / given) if path.is_file()), given)
+
+
+def version() -> str:
+    """Its version, which is always the pinned one. Raises RequestError where reasoning-gym is not there."""
+    generators()
+    return VERSION
 
 
 def generators() -> list[str]:

@@ -172,7 +172,7 @@ def test_the_verb_writes_the_set_and_says_how_it_was_made(gym: str, tmp_path: Pa
     "words, expected",
     [
         (["--generator", "toy"], "--generator: expected reasoning_gym:NAME, got 'toy'"),
-        (["--generator", "reasoning_gym:tox"], "reasoning-gym has no generator 'tox'; it has toy, worked"),
+        (["--generator", "reasoning_gym:tox"], "reasoning-gym has no generator 'tox'; it has gsm_symbolic, toy"),
         (["--count", "0"], "--count: expected at least 1, got 0"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
         (["--option", "shift"], "--option 'shift': expected KEY=VALUE"),

@@ -1,5 +1,6 @@
 """The process of reasoning-gym: what it says whatever the package prints, how it fails, and that it never lingers."""
 
+import json
 import re
 import signal
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from standin_gym import interpreter, script
 
+from lib.__main__ import main
 from lib.errors import RequestError
+from lib.experiments.stages import store
 from lib.files import repository_root
 from lib.tasks import reasoning_gym
 from lib.tasks.reasoning_gym import Died, Drawn, NotDrawn, draw, state_of, verify
@@ -33,7 +36,7 @@ def toy(kind: str, index: int = 2) -> dict[str, str]:
 
 
 def test_what_the_package_prints_is_no_answer(gym: str):
-    assert reasoning_gym.generators() == ["toy", "worked"]
+    assert reasoning_gym.generators() == ["gsm_symbolic", "toy"]
     assert [draw(toy("sum", index)).question for index in range(3)] == ["40 + 0?", "40 + 1?", "40 + 2?"]
     assert draw(STATE) == Drawn("40 + 2?", "42", "", "")
     assert draw(toy("templates")).template == "7"
@@ -83,7 +86,7 @@ def test_options_are_checked_by_name_and_by_the_generator(gym: str):
         reasoning_gym.check_options("toy", {"shft": 1})
     with pytest.raises(RequestError, match="option 'seed' is not known"):
         reasoning_gym.check_options("toy", {"seed": 1})
-    with pytest.raises(RequestError, match="no generator 'tox'; it has toy, worked"):
+    with pytest.raises(RequestError, match="no generator 'tox'; it has gsm_symbolic, toy"):
         reasoning_gym.check_options("tox", {})
     with pytest.raises(RequestError, match="toy: refuses the options .*: AssertionError: shift must not be negative"):
         draw(state_of("toy", {"shift": -1}, seed=1, size=1, index=0))
@@ -92,6 +95,33 @@ def test_options_are_checked_by_name_and_by_the_generator(gym: str):
 def test_an_entry_depends_on_nothing_that_was_drawn_before(gym: str):
     forward = [draw(toy("drawn", index)) for index in range(4)]
     assert [draw(toy("drawn", index)) for index in reversed(range(4))] == forward[::-1]
+
+
+def test_worked_answers_that_hold_become_traces_and_the_others_are_counted(gym: str):
+    made = reasoning_gym.generate(4, seed=40, created_at="2026-11-22T00:00:00Z")
+    assert [trace.meta["episode_index"] for trace in made.traces] == [0, 2, 3, 5]
+    assert made.left_out == {"a false equation": 2}
+    first = made.traces[1]
+    assert (first.prompt, first.final_answer) == ("40 + 2?", "42")
+    assert [step.content for step in first.steps] == ["He has some pens.", "That is 40 + 2 = 42 pens."]
+    assert first.meta == {
+        "source": "reasoning_gym", "game": "gsm_symbolic", "seed": 40, "episode_index": 2,
+        "state": state_of("gsm_symbolic", {}, seed=40, size=1_000_000, index=2),
+    }  # fmt: skip
+    assert reasoning_gym.generate(2, seed=40, created_at="2026-11-22T00:00:00Z").traces == made.traces[:2]
+
+
+def test_the_verb_keeps_them_and_says_what_it_left_out(gym: str, capsys: pytest.CaptureFixture):
+    generate = "traces generate --engine reasoning-gym --seed 40 --count 4 --game"
+    assert main(f"{generate} gsm_symbolic".split()) == 0
+    said = capsys.readouterr().out
+    assert "left out: 2 of 6 worked answers: a false equation\n4 traces added" in said
+    assert {trace.meta["source"] for trace in store().scan()} == {"reasoning_gym"} and store().count() == 4
+    assert main(f"{generate} toy".split()) == 2
+    assert "with --engine reasoning-gym expected gsm_symbolic, got 'toy'" in capsys.readouterr().err
+    assert main("traces engines --json".split()) == 0
+    [*_, engine] = json.loads(capsys.readouterr().out)
+    assert engine == {"name": "reasoning-gym", "version": "0.1.25", "games": ["gsm_symbolic"], "note": ""}
 
 
 def broken(tmp_path: Path, kind: str) -> str:

@@ -106,7 +106,7 @@ def test_generate_keeps_them_and_engines_lists_them(installed, capsys):
     assert main("traces verify".split()) == 0
     assert main("traces engines --json".split()) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [(engine["name"], engine["version"], engine["note"]) for engine in found] == [
+    assert [(engine["name"], engine["version"], engine["note"]) for engine in found[:2]] == [
         ("builtin", "0.1.0", ""), ("ungar", "0.1.0", "")]  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_absent_it_says_how_to_install_it(capsys):
     [line] = capsys.readouterr().err.splitlines()
     assert "UNGAR is not installed for" in line and "pip install git+https://github.com/m-cahill/ungar" in line
     assert main("traces engines".split()) == 0
-    assert "ungar    absent" in capsys.readouterr().out
+    assert "ungar         absent" in capsys.readouterr().out
     assert main("run configs/smoke.yaml --set traces.engine=ungar".split()) == 2
     assert "UNGAR is not installed for" in capsys.readouterr().err
     with pytest.raises(RequestError, match="/nowhere/python: cannot be run .*No such file.*; install it into"):
