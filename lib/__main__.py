@@ -234,22 +234,19 @@ def dataset_export(arguments: argparse.Namespace) -> None:
 
 
 def dataset_validate(arguments: argparse.Namespace) -> None:
-    from lib.data.export import read_examples
-    from lib.data.validation import describe_too_long, validate_examples
-    from lib.experiments.training import tokenizer_beside
+    from lib.data.validation import too_long
+    from lib.experiments.lengths import measure
 
-    examples = read_examples(arguments.file)
-    tokenizer, origin = tokenizer_beside(arguments.file, examples)
-    found = validate_examples(examples, tokenizer, arguments.max_length, arguments.samples)
+    examples, found, by = measure(arguments.name, arguments.tokenizer, arguments.samples)
+    tell(f"{arguments.name}: {examples} examples, each with a user's and a model's turn; {found.examples} measured")
     tell(
-        f"{arguments.file}: {found.examples} examples, each with a user's and a model's turn; {found.checked} measured"
-    )
-    tell(
-        f"tokens ({origin}): {found.shortest} to {found.longest}, mean {found.mean:.1f}, max_length {found.max_length}"
+        f"tokens ({by}): {found.percentile(0)} to {found.percentile(100)}, mean {found.mean:.1f}, "
+        f"95 % have at most {found.percentile(95)}; max_length {arguments.max_length}"
     )
     tell(f"trained on: {found.trained_tokens} of {found.tokens} tokens ({found.trained_tokens / found.tokens:.1%})")
-    if found.too_long:
-        raise RetraceError(describe_too_long(found.too_long, found.checked, found.max_length))
+    if problem := too_long(found, arguments.max_length):
+        raise RetraceError(problem)
+    tell(f"all fit; the longest is {found.longest[0].id} ({found.longest[0].tokens} tokens)")
 
 
 def dataset_list(arguments: argparse.Namespace) -> None:
@@ -261,8 +258,10 @@ def dataset_list(arguments: argparse.Namespace) -> None:
         tell(json.dumps([{name: value for name, value in m.items() if name != "trace_ids"} for m in manifests]))
         return
     for manifest in manifests:
+        lengths = manifest.get("lengths")  # of a dataset of an earlier release nobody has counted them
         tell(f"{manifest['dataset_key']:<28} {manifest['trace_count']:>9} traces  {manifest['created_at']}  "
-              f"{manifest['content_sha256'][:16]}")  # fmt: skip
+             f"{manifest['content_sha256'][:16]}"
+             + (f"  {lengths['min']} to {lengths['max']} tokens" if lengths else ""))  # fmt: skip
     if not manifests:
         tell(f"no dataset in {shown_path(datasets())}; build one: python -m lib dataset build --help")
 
@@ -624,11 +623,13 @@ def parser() -> Parser:
     flag(made, "--config", metavar="C.yaml", help="take the recipe and the system instruction from this configuration")
     flag(made, "--system-instruction", default="", metavar="TEXT", help="put before every prompt")
     flag(made, "--output", type=Path, metavar="F.jsonl", help="default: standard output")
-    made = verb(dataset, "validate", dataset_validate, "What a training file would do: shape, lengths, trained tokens.",
-                "dataset validate duel.jsonl --samples 32")  # fmt: skip
-    flag(made, "file", type=Path, metavar="FILE")
-    flag(made, "--samples", type=int, default=32, help="examples to measure; 0 means all (default: 32)")
+    made = verb(dataset, "validate", dataset_validate, "What training would see: shape, lengths, trained tokens.",
+                "dataset validate duel-v1 --max-length 512")  # fmt: skip
+    flag(made, "name", metavar="KEY|FILE", help="a dataset, or a file in any of the export formats")
+    flag(made, "--samples", type=int, default=0, help="examples to measure, spread evenly (default: all)")
     flag(made, "--max-length", type=int, default=512, help="tokens an example may have (default: 512)")
+    flag(made, "--tokenizer", default="", metavar="PATH|HUB_NAME",
+         help="of a released model: its tokenizer.json, folder or name (default: the one of the dataset)")  # fmt: skip
     made = verb(dataset, "list", dataset_list, "The datasets that are built.", "dataset list")
     flag(made, "--json", action="store_true")
 

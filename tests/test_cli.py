@@ -234,8 +234,10 @@ def test_dataset_list_and_validate(in_job, call):
     count = manifest["trace_count"]
     assert told.status == 0 and f"{count} examples, each with a user's and a model's turn; {count} measured" in told.out
     assert "by a tokenizer learned from the file" in told.out
-    short = call("dataset", "validate", in_job.data, "--max-length", 50)
-    assert short.status == 1 and "longer than model.max_length 50" in short.err and len(short.err.splitlines()) == 1
+    for name in (in_job.data, "duel-v1"):
+        short = call("dataset", "validate", name, "--max-length", 50)
+        assert short.status == 1 and f"{count} of {count} examples are longer than model.max_length 50" in short.err
+        assert len(short.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -32,6 +32,7 @@ from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.selection import Selection, select
 from lib.data.store import COLUMNS, Store, traces_in
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
+from lib.data.validation import lengths_record, measure_lengths
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_open, child, is_sealed, sealed, sha256_file, write_json
 from lib.trace import TRACE_VERSION, Trace
@@ -214,10 +215,13 @@ def _write(folder: Path, manifest: dict[str, Any], chosen: Selection) -> None:
     _write_parquet(folder / "traces.parquet", chosen.frames(*COLUMNS))
     _write_parquet(folder / "dropped.parquet", chosen.left_out())
     traces = Traces(folder / "traces.parquet", len(chosen))
-    dataset_tokenizer(render_example(trace) for trace in traces).save(folder / "tokenizer.json")
+    tokenizer = dataset_tokenizer(map(render_example, traces))
+    tokenizer.save(folder / "tokenizer.json")
+    lengths = measure_lengths(map(render_example, traces), tokenizer)
     names = sorted(path.name for path in folder.iterdir())
     files = {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
-    write_json(folder / "manifest.json", sealed(manifest | {"files": files}))
+    manifest |= {"lengths": lengths_record(lengths, "trace_sft_v1"), "files": files}
+    write_json(folder / "manifest.json", sealed(manifest))
     os.chmod(folder, 0o755)
 
 

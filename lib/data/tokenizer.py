@@ -50,6 +50,10 @@ class Tokenizer:
         """Ids of `text`; a control token written in it becomes its id. No `<bos>` is added."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """How many ids `encode` gives each text; on all cores."""
+        return [len(found) for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
     def decode(self, tokens: list[int]) -> str:
         """The text of `tokens`, without the control tokens in it."""
         return self._backend.decode(tokens, skip_special_tokens=True)
@@ -74,6 +78,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         )
     try:
         backend = _without_pictures(HuggingFaceTokenizer.from_file(str(path)))
+        backend.no_truncation()  # as some are saved with: a text would end early and nobody be told
+        backend.no_padding()
     except Exception as error:  # the library raises bare Exception
         raise RequestError(f"{path}: not a readable tokenizer.json ({error})") from None
     return Tokenizer(backend, str(path))

@@ -1,7 +1,7 @@
 """The figures of notebooks and report, in one house style: labelled, readable in greyscale, one message each."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from IPython.display import Image, display
@@ -101,15 +101,31 @@ def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
         return figure
 
 
-def histogram(values: Sequence[int], xlabel: str, ylabel: str) -> Figure:
-    """How often each length or count occurs."""
+def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str, max_length: int | None = None) -> Figure:
+    """How often each length or count occurs; what is over `max_length` is hatched, behind a line."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.4), layout="constrained")
         axes = figure.subplots()
-        width = max(1, -(-(max(values) - min(values)) // 30))
-        axes.hist(values, bins=[edge - 0.5 for edge in range(min(values), max(values) + width + 1, width)], color=AFTER)
+        lowest, highest = min(counts), max(counts)
+        width = max(1, -(-(highest - lowest) // 30))
+        edges = [edge - 0.5 for edge in range(lowest, highest + width + 1, width)]
+        for fits, look in [(True, {"color": AFTER}), (False, {"color": "white", "edgecolor": "black", "hatch": "///"})]:
+            drawn = {
+                length: count
+                for length, count in counts.items()
+                if (max_length is None or length <= max_length) == fits
+            }
+            if drawn:
+                axes.hist(list(drawn), bins=edges, weights=list(drawn.values()), **look)
+        if max_length is not None and max_length <= 2 * highest:
+            axes.axvline(max_length + 0.5, color="black", linestyle="--")
+            axes.annotate(
+                f" max_length {max_length}", (max_length + 0.5, 1), xycoords=("data", "axes fraction"), va="top"
+            )
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel(xlabel)
+        axes.set_xlabel(
+            xlabel if max_length is None or max_length <= 2 * highest else f"{xlabel}; max_length is {max_length}"
+        )
         axes.set_ylabel(ylabel)
         return figure
 

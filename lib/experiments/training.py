@@ -14,7 +14,7 @@ from lib.data.export import read_examples
 from lib.data.renderer import Example, question_of
 from lib.data.selection import is_held_out
 from lib.data.tokenizer import Tokenizer, load_tokenizer
-from lib.data.validation import describe_too_long, validate_examples
+from lib.data.validation import measure_lengths, too_long
 from lib.errors import RequestError
 from lib.experiments.manifest import hash_files, save_code, write_manifest
 from lib.experiments.run import MANIFEST, STATE, at_work, sweep
@@ -125,14 +125,12 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         if not is_from_scratch(config.model.name):
             check_released(config.model.name)
             tokenizer = load_tokenizer(folder / "tokenizer.json")
-        found = validate_examples(examples, tokenizer, config.model.max_length)
-        if found.too_long:
-            raise RequestError(describe_too_long(found.too_long, found.checked, found.max_length))
-        lines.append(
-            f"tokens: {found.shortest} to {found.longest} an example, "
-            f"{found.trained_tokens} of {found.tokens} trained on"
-        )
-        shape, length = model_config(config.model.name, tokenizer), padded_length(found.longest)
+        found = measure_lengths(examples, tokenizer)
+        if problem := too_long(found, config.model.max_length):
+            raise RequestError(problem)
+        shortest, longest = found.percentile(0), found.percentile(100)
+        lines.append(f"tokens: {shortest} to {longest} an example, {found.trained_tokens} of {found.tokens} trained on")
+        shape, length = model_config(config.model.name, tokenizer), padded_length(longest)
         _, planned = compiled_step(config, shapes_of(shape, config), length)
         check_plan(planned, shape, config, length)
         lines.append(f"model: {config.model.name}, {planned}")

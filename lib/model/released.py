@@ -24,8 +24,10 @@ def is_from_scratch(name: str) -> bool:
     return name in FROM_SCRATCH
 
 
-def find_released(name: str, fetch: bool = True) -> Path:
+def find_released(name: str, fetch: bool = True, files: list[str] = FILES) -> Path:
     """The folder of a released model; what is not on this machine is fetched from the hub, unless told not to.
+
+    Where not all `files` are wanted, only those are looked for and fetched.
 
     What is there once is used ever after, and the hub is not asked again. HF_HUB_OFFLINE, HF_TOKEN, HF_HOME and
     HF_ENDPOINT mean what they mean elsewhere. Raises RequestError: where it looked, why it was not fetched, what to do.
@@ -36,10 +38,10 @@ def find_released(name: str, fetch: bool = True) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     try:
-        if found := _cached(name):
+        if found := _cached(name, files):
             return found
         if fetch:
-            return Path(snapshot_download(name, allow_patterns=FILES))
+            return Path(snapshot_download(name, allow_patterns=files))
         why = f"fetch it with: hf download {name}"
     except Exception as error:  # whatever the network, the disk and the libraries between them raise
         why = _what_to_do(name, error)
@@ -49,16 +51,16 @@ def find_released(name: str, fetch: bool = True) -> Path:
     ) from None
 
 
-def _cached(name: str) -> Path | None:
-    """The folder in the local cache, where it holds all that is needed."""
+def _cached(name: str, files: list[str]) -> Path | None:
+    """The folder in the local cache, where it holds all that is needed of these files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if all(any(folder.glob(pattern)) for pattern in NEEDED) else None
+    return folder if all(any(folder.glob(pattern)) for pattern in NEEDED if pattern in files) else None
 
 
 def _what_to_do(name: str, error: Exception) -> str:

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -29,6 +30,7 @@ from lib.data.selection import (
     is_held_out,
     trace_groups,
 )
+from lib.data.renderer import encode_example, render_example
 from lib.data.store import Store
 from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
@@ -332,6 +334,17 @@ def test_what_is_loaded_is_what_was_built(tmp_path: Path):
     tokenizer = load_tokenizer(again.tokenizer_file)
     assert tokenizer.decode(tokenizer.encode("4? is 4")) == "4? is 4"
     assert list_datasets(dataset.folder.parent) == ["toy-v1"]
+
+
+def test_the_lengths_in_the_manifest_are_those_of_the_examples_by_its_own_tokenizer(tmp_path: Path):
+    dataset = built(stored(tmp_path, *toys(*range(20))))
+    tokenizer = load_tokenizer(dataset.tokenizer_file)
+    encoded = {trace.id: encode_example(render_example(trace), tokenizer) for trace in dataset.traces}
+    recorded = dataset.manifest["lengths"]
+    counts = Counter(str(len(item.tokens)) for item in encoded.values())
+    assert recorded["counts"] == counts and sum(counts.values()) == dataset.manifest["trace_count"]
+    assert recorded["trained_tokens"] == sum(sum(item.loss_mask) for item in encoded.values())
+    assert all(len(encoded[one["id"]].tokens) == one["tokens"] for one in recorded["longest"])
 
 
 def test_the_same_request_twice_is_the_same_dataset(tmp_path: Path):

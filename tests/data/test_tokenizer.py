@@ -121,6 +121,19 @@ def released(path: Path, *, picture: bool = False) -> Path:
     return path
 
 
+def test_tokens_are_counted_as_they_are_encoded_whatever_the_file_says_of_padding(tmp_path: Path):
+    path = released(tmp_path / "tokenizer.json")
+    texts = ["Hello", "", "Hello Hello é<end_of_turn>\n" * 9, "<start_of_turn>漢"]
+    found = load_tokenizer(path)
+    assert found.count_tokens(texts) == [len(found.encode(text)) for text in texts] and len(set(map(len, texts))) == 4
+    saved = HuggingFaceTokenizer.from_file(str(path))
+    saved.enable_truncation(5)
+    saved.enable_padding(length=7)
+    saved.save(str(path))
+    assert load_tokenizer(path).count_tokens(texts) == found.count_tokens(texts)
+    assert load_tokenizer(path).encode(texts[2]) == found.encode(texts[2])
+
+
 @pytest.mark.parametrize("picture", [False, True])
 def test_a_released_tokenizer_keeps_its_ids_and_any_text(tmp_path: Path, picture: bool):
     found = load_tokenizer(released(tmp_path / "tokenizer.json", picture=picture))

@@ -1,10 +1,23 @@
 """What a training file would do: lengths and trained tokens counted, what does not fit named before training."""
 
+import json
+from collections import Counter
+from collections.abc import Iterator
+
 import pytest
 
+from lib.data import validation as module
 from lib.data.renderer import Example, encode_example, render_example
 from lib.data.tokenizer import Tokenizer, train_tokenizer
-from lib.data.validation import TooLong, encode_all, spread, validate_examples
+from lib.data.validation import (
+    Lengths,
+    encode_all,
+    lengths_record,
+    measure_lengths,
+    recorded_lengths,
+    spread,
+    too_long,
+)
 from lib.errors import RequestError
 from lib.tasks import high_card_duel
 
@@ -20,20 +33,76 @@ def toys(*words: int) -> list[Example]:
 
 
 def test_lengths_and_trained_tokens_are_those_of_the_encoded_examples(tokenizer: Tokenizer):
-    examples = toys(1, 5, 3)
+    examples = toys(1, 5, 3, 5)
     encoded = [encode_example(example, tokenizer) for example in examples]
-    report = validate_examples(examples, tokenizer, max_length=1_000)
-    assert (report.examples, report.checked, report.max_length, report.too_long) == (3, 3, 1_000, [])
-    assert (report.shortest, report.longest) == (len(encoded[0].tokens), len(encoded[1].tokens))
-    assert report.tokens == sum(len(item.tokens) for item in encoded) == report.mean * 3
-    assert report.trained_tokens == 3 * (len(tokenizer.encode("Answer: 4")) + 1)
+    found = measure_lengths(iter(examples), tokenizer)
+    assert found.counts == Counter(len(item.tokens) for item in encoded) and list(found.counts) == sorted(found.counts)
+    assert found.examples == 4 and found.tokens == sum(len(item.tokens) for item in encoded) == found.mean * 4
+    assert found.trained_tokens == sum(sum(item.loss_mask) for item in encoded)
 
 
-def test_what_does_not_fit_is_named_with_its_length(tokenizer: Tokenizer):
-    lengths = [len(encode_example(example, tokenizer).tokens) for example in toys(1, 9, 2)]
-    report = validate_examples(toys(1, 9, 2), tokenizer, max_length=lengths[1] - 1)
-    assert report.too_long == [TooLong("t9", lengths[1])]
-    assert validate_examples(toys(1, 9, 2), tokenizer, max_length=lengths[1]).too_long == []
+def test_batches_of_examples_change_no_length(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    examples = toys(*range(1, 30)) + toys(29, 29)
+    whole = measure_lengths(examples, tokenizer)
+    for characters in (1, 40, 500):
+        monkeypatch.setattr(module, "BATCH_CHARACTERS", characters)
+        assert measure_lengths(examples, tokenizer) == whole
+    assert [one.id for one in whole.longest[:4]] == ["t29", "t29", "t29", "t28"]
+    assert len(whole.longest) == module.MAX_LONGEST
+
+
+def test_no_more_examples_are_held_at_once_than_a_batch(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 100)
+    read, held = [0], []
+    monkeypatch.setattr(Tokenizer, "count_tokens", lambda self, texts: held.append(read[0]) or [0] * len(texts))
+
+    def reading() -> Iterator[Example]:
+        for example in toys(*[10] * 12):  # of 29 characters each
+            read[0] += 1
+            yield example
+
+    measure_lengths(reading(), tokenizer)
+    assert held == [4, 4, 8, 8, 12, 12]
+
+
+def test_percentiles_are_by_nearest_rank_and_what_would_not_fit_is_counted():
+    found = Lengths({10: 90, 20: 6, 30: 3, 500: 1}, 0, [])
+    assert [found.percentile(percent) for percent in (0, 50, 90, 91, 96, 97, 99, 100)] == [
+        10, 10, 10, 20, 20, 30, 30, 500,
+    ]  # fmt: skip
+    assert [found.over(length) for length in (500, 499, 30, 29, 9)] == [0, 1, 1, 4, 100]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 40])
+def test_bands_hold_every_example_once_and_have_equal_widths(most: int):
+    counts = {3: 1, 4: 2, 9: 1, 30: 5}
+    found = Lengths(counts, 0, []).bands(most)
+    assert len(found) <= most and len({high - low for low, high in found}) == 1
+    assert [low for low, _ in found][1:] == [high + 1 for _, high in found][:-1]
+    for (low, high), count in found.items():
+        assert count == sum(one for length, one in counts.items() if low <= length <= high)
+    assert sum(found.values()) == 9
+
+
+def test_what_a_manifest_keeps_is_read_back_as_it_was(tokenizer: Tokenizer):
+    found = measure_lengths(toys(1, 5, 3, 5), tokenizer)
+    record = lengths_record(found, "trace_sft_v1")
+    assert recorded_lengths(json.loads(json.dumps(record))) == found
+    assert (record["recipe"], record["min"], record["max"]) == ("trace_sft_v1", min(found.counts), max(found.counts))
+    assert record["longest"][0] == {"id": "t5", "tokens": record["max"]} and record["p95"] == record["max"]
+
+
+def test_what_would_not_fit_is_counted_and_the_longest_are_named(tokenizer: Tokenizer):
+    found = measure_lengths(toys(1, 9, 2, *range(20, 40)), tokenizer)
+    longest = found.longest[0]
+    assert too_long(found, longest.tokens) == ""
+    assert too_long(found, longest.tokens - 1) == (
+        f"1 of 23 examples are longer than model.max_length {longest.tokens - 1}: t39 ({longest.tokens} tokens); "
+        f"raise model.max_length to {longest.tokens} or leave them out of the dataset"
+    )
+    every = too_long(found, 1)
+    assert every.startswith(f"23 of 23 examples are longer than model.max_length 1: t39 ({longest.tokens} tokens), t38")
+    assert "t35" in every and "t34" not in every and "and 18 more" in every
 
 
 def test_f45_examples_that_would_lose_their_answer_are_refused_before_training(tokenizer: Tokenizer):
@@ -65,7 +134,5 @@ def test_f45_every_encoded_example_has_tokens_to_train_on(tokenizer: Tokenizer):
         (3, -1, range(3)),
     ],
 )
-def test_samples_are_spread_evenly_over_the_file(total: int, samples: int, found, tokenizer: Tokenizer):
-    examples = toys(*range(total))
-    assert spread(examples, samples) == [examples[index] for index in found]
-    assert validate_examples(examples, tokenizer, 1_000, samples).checked == len(found)
+def test_samples_are_spread_evenly_over_the_file(total: int, samples: int, found):
+    assert list(spread(total, samples)) == list(found)

@@ -143,6 +143,27 @@ def test_a_model_is_fetched_once_and_only_the_files_it_needs(hub: Hub, tmp_path:
     assert offline == found(tmp_path, OPEN, HF_ENDPOINT="http://127.0.0.1:9") == [line] and not hub.asked
 
 
+TOKENIZER = """
+from lib.model.released import find_released
+[folder] = {find_released(NAME, files=["tokenizer.json"]) for _ in range(2)}
+print(sorted(path.name for path in folder.iterdir()))
+"""
+
+
+def test_of_a_model_whose_tokenizer_is_asked_for_nothing_else_is_fetched(hub: Hub, tmp_path: Path):
+    hub.asked.clear()
+    program = TOKENIZER.replace("NAME", repr(OPEN))
+    known = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=repository_root(), env=os.environ | known, capture_output=True, text=True)
+    assert done.stdout == "['tokenizer.json']\n", done.stderr
+    assert [line.rpartition("/")[2] for line in hub.asked if line.startswith("GET") and "/resolve/" in line] == [
+        "tokenizer.json"
+    ]
+    [line] = found(tmp_path, OPEN, HF_ENDPOINT=hub.address)  # and it is not taken for the whole model
+    assert {file.name for file in Path(line.removeprefix("found ")).iterdir()} == set(FILES)
+
+
 def test_a_download_that_broke_off_left_no_model(hub: Hub, tmp_path: Path):
     """Some files are in the cache then, and they are not taken for the model."""
     [line] = found(tmp_path, BROKEN, HF_ENDPOINT=hub.address, HF_HUB_DOWNLOAD_TIMEOUT="1")
