@@ -266,6 +266,19 @@ def dataset_list(arguments: argparse.Namespace) -> None:
         tell(f"no dataset in {shown_path(datasets())}; build one: python -m lib dataset build --help")
 
 
+def dataset_card(arguments: argparse.Namespace) -> None:
+    from lib.data.dataset import load_dataset
+    from lib.experiments.dataset_card import dataset_card, exports_in
+    from lib.experiments.stages import datasets
+
+    dataset = load_dataset(datasets(), arguments.key)
+    beside = arguments.output.parent if arguments.output else dataset.folder
+    text = dataset_card(dataset.manifest, exports_in(beside, dataset))
+    _write_lines(arguments.output, [text.encode()])
+    if arguments.output:
+        say(f"Card: {shown_path(arguments.output)}")
+
+
 def train(arguments: argparse.Namespace) -> None:
     from lib.config import load_config
     from lib.experiments.training import check_training, train_on_file
@@ -590,7 +603,7 @@ def parser() -> Parser:
         "traces verify",
     )
 
-    dataset = group("dataset", "Build, export, validate and list datasets.")
+    dataset = group("dataset", "Build, export, validate, describe, compare and list datasets.")
     made = verb(dataset, "build", dataset_build, "Choose traces from the store, under a key that never changes.",
                 "dataset build --name duel --version v1 --filter game=high_card_duel")  # fmt: skip
     flag(made, "--request", type=Path, metavar="R.yaml", help="the whole request as a file")
@@ -632,6 +645,11 @@ def parser() -> Parser:
          help="of a released model: its tokenizer.json, folder or name (default: the one of the dataset)")  # fmt: skip
     made = verb(dataset, "list", dataset_list, "The datasets that are built.", "dataset list")
     flag(made, "--json", action="store_true")
+    made = verb(dataset, "card", dataset_card, "A README.md for the Hub: what a dataset holds, where from, how chosen.",
+                "dataset card duel-v1 --output README.md")  # fmt: skip
+    flag(made, "key", metavar="KEY")
+    flag(made, "--output", type=Path, metavar="README.md",
+         help="names the exports that lie beside it (default: standard output)")  # fmt: skip
 
     made = verb(verbs, "train", train, "Fine-tune on a training file; goes on where an interrupted one stopped.",
                 "train --config configs/quickstart.yaml --data duel.jsonl --output runs/duel")  # fmt: skip

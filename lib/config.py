@@ -235,7 +235,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
+    """The configuration, or a part of it such as a request, as text that reads back as the same values."""
     return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -119,9 +119,11 @@ def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str, max_length: i
                 axes.hist(list(drawn), bins=edges, weights=list(drawn.values()), **look)
         if max_length is not None and max_length <= 2 * highest:
             axes.axvline(max_length + 0.5, color="black", linestyle="--")
+            left = 2 * max_length > lowest + highest  # where there is room for the words
             axes.annotate(
-                f" max_length {max_length}", (max_length + 0.5, 1), xycoords=("data", "axes fraction"), va="top"
-            )
+                f"max_length {max_length}", (max_length + 0.5, 1), (-5 if left else 5, 0), va="top",
+                xycoords=("data", "axes fraction"), textcoords="offset points", ha="right" if left else "left",
+            )  # fmt: skip
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel(
             xlabel if max_length is None or max_length <= 2 * highest else f"{xlabel}; max_length is {max_length}"
