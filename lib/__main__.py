@@ -279,6 +279,24 @@ def dataset_card(arguments: argparse.Namespace) -> None:
         say(f"Card: {shown_path(arguments.output)}")
 
 
+def dataset_diff(arguments: argparse.Namespace) -> None:
+    from lib.data.dataset import load_dataset
+    from lib.data.diff import diff_datasets
+    from lib.experiments.dataset_diff import as_json, summary, write_dataset_diff
+    from lib.experiments.stages import datasets
+
+    diff = diff_datasets(*(load_dataset(datasets(), key) for key in (arguments.before, arguments.after)))
+    if arguments.output:
+        write_dataset_diff(arguments.output, diff)
+    if arguments.json:
+        tell(json.dumps(as_json(diff)))
+        return
+    for line in summary(diff):
+        tell(line)
+    if arguments.output:
+        tell(f"Diff: {shown_path(arguments.output)}")
+
+
 def train(arguments: argparse.Namespace) -> None:
     from lib.config import load_config
     from lib.experiments.training import check_training, train_on_file
@@ -646,10 +664,16 @@ def parser() -> Parser:
     made = verb(dataset, "list", dataset_list, "The datasets that are built.", "dataset list")
     flag(made, "--json", action="store_true")
     made = verb(dataset, "card", dataset_card, "A README.md for the Hub: what a dataset holds, where from, how chosen.",
-                "dataset card duel-v1 --output README.md")  # fmt: skip
+                "dataset card duel-v1 --output upload/README.md")  # fmt: skip
     flag(made, "key", metavar="KEY")
     flag(made, "--output", type=Path, metavar="README.md",
          help="names the exports that lie beside it (default: standard output)")  # fmt: skip
+    made = verb(dataset, "diff", dataset_diff, "Two datasets: which rows were added, removed and changed.",
+                "dataset diff duel-v1 duel-v2 --output diff.html")  # fmt: skip
+    flag(made, "before", metavar="A")
+    flag(made, "after", metavar="B")
+    flag(made, "--output", type=Path, metavar="R.html|R.md", help="the whole of it, as a page with figures or Markdown")
+    flag(made, "--json", action="store_true")
 
     made = verb(verbs, "train", train, "Fine-tune on a training file; goes on where an interrupted one stopped.",
                 "train --config configs/quickstart.yaml --data duel.jsonl --output runs/duel")  # fmt: skip

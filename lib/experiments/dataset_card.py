@@ -18,8 +18,9 @@ import yaml
 
 from lib.config import DatasetConfig, to_yaml
 from lib.data.dataset import NOT_PLAYED, Dataset
-from lib.data.export import detect_format
+from lib.data.export import detect_format, export_lines
 from lib.data.validation import Lengths, recorded_lengths
+from lib.errors import RequestError
 from lib.experiments.markdown import fenced, inline, table
 from lib.files import NAME, sha256_file
 
@@ -87,7 +88,7 @@ def dataset_card(manifest: dict[str, Any], exports: list[Export]) -> str:
 
 
 def exports_in(folder: Path, dataset: Dataset) -> list[Export]:
-    """The files of the folder that hold this dataset whole, in its order, by their ids; its Parquet file comes last."""
+    """The files of the folder that are exports of this dataset, byte by byte; its Parquet file comes last."""
     found = []
     for file in sorted(folder.glob("*.jsonl")):
         if NAME.fullmatch(file.name) and (format := _format_of(file, dataset)):
@@ -99,18 +100,15 @@ def exports_in(folder: Path, dataset: Dataset) -> list[Export]:
 
 
 def _format_of(file: Path, dataset: Dataset) -> str:
-    """The format of an export of this dataset; empty for any other file."""
-    formats = set()
+    """The format of an export of this dataset with its reasoning; empty for any other file."""
     try:
         with open(file, "rb") as lines:
-            for line, trace in zip_longest(lines, dataset.traces):
-                record = json.loads(line) if line else {}
-                formats.add(detect_format(record))
-                if trace is None or record["id"] != trace.id or len(formats) > 1:
-                    return ""
-    except (ValueError, KeyError, RecursionError):
+            format = detect_format(json.loads(lines.readline()))
+            lines.seek(0)
+            pairs = zip_longest(lines, export_lines(dataset.traces, format))
+            return format if all(line == expected for line, expected in pairs) else ""
+    except (ValueError, RecursionError, RequestError):
         return ""
-    return formats.pop()
 
 
 def _header(manifest: dict[str, Any], exports: list[Export]) -> str:

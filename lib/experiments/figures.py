@@ -8,6 +8,7 @@ from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from lib.data.diff import DatasetDiff
 from lib.evaluation.compare import Comparison
 
 BEFORE, AFTER = "#8a94a6", "#1f5fbf"
@@ -102,14 +103,14 @@ def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
 
 
 def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str, max_length: int | None = None) -> Figure:
-    """How often each length or count occurs; what is over `max_length` is hatched, behind a line."""
+    """How often each length or count occurs; what is over `max_length` is hollow, behind a line."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.4), layout="constrained")
         axes = figure.subplots()
         lowest, highest = min(counts), max(counts)
         width = max(1, -(-(highest - lowest) // 30))
         edges = [edge - 0.5 for edge in range(lowest, highest + width + 1, width)]
-        for fits, look in [(True, {"color": AFTER}), (False, {"color": "white", "edgecolor": "black", "hatch": "///"})]:
+        for fits, look in [(True, {"color": AFTER}), (False, {"color": "white", "edgecolor": "black"})]:
             drawn = {
                 length: count
                 for length, count in counts.items()
@@ -129,6 +130,46 @@ def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str, max_length: i
             xlabel if max_length is None or max_length <= 2 * highest else f"{xlabel}; max_length is {max_length}"
         )
         axes.set_ylabel(ylabel)
+        return figure
+
+
+def rows_figure(diff: DatasetDiff) -> Figure:
+    """What became of the rows of two datasets: one bar each, what both have beside what only one of them has."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 1.9), layout="constrained")
+        axes = figure.subplots()
+        parts = [
+            ("the same", diff.same, diff.same, {"color": BEFORE}),
+            ("changed", diff.changed, diff.changed, {"color": AFTER}),
+            ("removed", diff.removed, 0, {"color": "white", "edgecolor": "black", "linestyle": "--"}),
+            ("added", 0, diff.added, {"color": "white", "edgecolor": "black"}),
+        ]
+        ends = [0, 0]
+        for label, there, here, look in parts:
+            axes.barh([0, 1], [there, here], left=ends, label=f"{label} ({max(there, here):,})", height=0.6, **look)
+            ends = [ends[0] + there, ends[1] + here]
+        axes.set_yticks([0, 1], [_label(diff.before), _label(diff.after)])
+        axes.invert_yaxis()
+        axes.set_xlabel("traces")
+        figure.legend(loc="outside upper right", frameon=False, ncols=4)
+        return figure
+
+
+def lengths_figure(before: Mapping[int, int], after: Mapping[int, int], names: tuple[str, str]) -> Figure:
+    """The lengths of two datasets in tokens, as shares, since one may be larger."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 2.6), layout="constrained")
+        axes = figure.subplots()
+        lowest, highest = min(*before, *after), max(*before, *after)
+        width = max(1, -(-(highest - lowest) // 30))
+        edges = [edge - 0.5 for edge in range(lowest, highest + width + 1, width)]
+        looks = [{"color": BEFORE, "alpha": 0.6}, {"color": AFTER, "histtype": "step", "linewidth": 1.8}]
+        for counts, name, look in zip((before, after), names, looks, strict=True):
+            shares = [100 * count / sum(counts.values()) for count in counts.values()]
+            axes.hist(list(counts), bins=edges, weights=shares, label=_label(name), **look)
+        axes.set_xlabel("tokens of an example, each by the tokenizer of its dataset")
+        axes.set_ylabel("examples (%)")
+        figure.legend(loc="outside upper right", frameon=False, ncols=2)
         return figure
 
 

@@ -144,6 +144,13 @@ def write_certificate(path: Path, certificate: Any) -> None:
     atomic_write(path, _templates().get_template("certificate.html.j2").render(certificate=certificate))
 
 
+def write_diff(path: Path, diff: Any, said: str, tables: list[Any], pictures: list[tuple[str, str]]) -> None:
+    """What changed between two datasets, as one page; of `dataset_diff`, with (text alternative, SVG) pictures."""
+    drawn = [(alt, Markup(picture)) for alt, picture in pictures]
+    page = _templates().get_template("dataset_diff.html.j2")
+    atomic_write(path, page.render(diff=diff, said=said, tables=tables, drawn=drawn))
+
+
 def write_index(path: Path, runs: list[dict[str, Any]]) -> None:
     """Every run as a row of one page; rows as `list_runs` gives them."""
     atomic_write(path, _templates().get_template("index.html.j2").render(runs=runs))

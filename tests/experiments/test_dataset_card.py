@@ -120,7 +120,8 @@ def test_a_file_beside_the_card_is_named_where_it_is_the_whole_dataset(duel: Dat
     others = {
         "part": whole[:-1], "more": [*whole, whole[0]], "order": whole[::-1], "empty": [], "bad": [b"{", *whole[1:]],
         "list": [b"[]\n", *whole[1:]], "mixed": [*whole[:-1], *(tmp_path / "trace.jsonl").open("rb").readlines()[-1:]],
-        "name with *": whole, "-v": whole,
+        "answers": export_lines(duel.traces, "messages", "answer_sft_v1"),
+        "shuffled": export_lines(duel.traces, "messages", "shuffled_answers"), "name with *": whole, "-v": whole,
     }  # fmt: skip
     for name, lines in others.items():
         (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))
