@@ -23,7 +23,8 @@ import numpy as np
 import polars as pl
 
 from lib.config import DatasetConfig
-from lib.data.dataset import Dataset, trace_groups
+from lib.data.dataset import Dataset
+from lib.data.selection import trace_groups
 from lib.trace import Trace, canonical
 
 FIELDS = ("prompt", "steps", "final_answer", "meta")

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from lib.config import DatasetConfig, to_yaml
-from lib.data.dataset import NOT_PLAYED, Dataset
+from lib.data.dataset import Dataset
 from lib.data.export import detect_format, export_lines
+from lib.data.selection import NOT_PLAYED
 from lib.data.validation import Lengths, recorded_lengths
 from lib.errors import RequestError
 from lib.experiments.markdown import fenced, inline, table

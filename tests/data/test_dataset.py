@@ -20,6 +20,7 @@ from lib.data.dataset import (
     load_dataset,
 )
 from lib.data.duplicates import jaccard, runs_of
+from lib.data.renderer import encode_example, render_example
 from lib.data.selection import (
     DUPLICATE,
     NEAR_DUPLICATE,
@@ -30,7 +31,6 @@ from lib.data.selection import (
     is_held_out,
     trace_groups,
 )
-from lib.data.renderer import encode_example, render_example
 from lib.data.store import Store
 from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
