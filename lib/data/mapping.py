@@ -111,7 +111,7 @@ def parse_mapped(raw: bytes, mapping: Mapping) -> Trace:
         meta["source"] = mapping.source
     given = {name: _spelt(record, column) for name, column in mapping.own().items() if column in record}
     try:
-        return trace_from(plain_trace(prompt, steps, answer, meta=meta, **given))
+        return trace_from(plain_trace(prompt, steps, answer, meta, **given))
     except InvalidTrace as error:
         raise InvalidTrace(_column(error.field, mapping), error.expected, error.got) from None
 

@@ -146,11 +146,11 @@ def reasoning_of(field: str, completion: str) -> tuple[list[str], str]:
         raise InvalidTrace(field, str(error), shown(completion)) from None
 
 
-def plain_trace(prompt: str, steps: list[Any], answer: str, **given: Any) -> dict[str, Any]:
+def plain_trace(prompt: str, steps: list[Any], answer: str, meta: dict[str, Any], **given: Any) -> dict[str, Any]:
     """The values of a trace whose steps are texts, and what is given beside."""
     steps = [{"i": i, "type": "step", "content": step} for i, step in enumerate(steps)]
     record = {"trace_version": TRACE_VERSION, "prompt": prompt, "steps": steps, "final_answer": answer}
-    return record | given
+    return record | given | ({"meta": meta} if meta else {})  # an empty one would have to be read the careful way
 
 
 def _from_trace_export(record: _TraceExport) -> Trace:
@@ -235,7 +235,7 @@ def _trace(
         "trace_version": meta.pop("trace_version", TRACE_VERSION),
     }
     types = _step_types(meta.pop("step_types", ["step"] * len(steps)), len(steps))
-    content = plain_trace(prompt, steps, answer, meta=meta, **{name: it for name, it in given.items() if it != ""})
+    content = plain_trace(prompt, steps, answer, meta, **{name: it for name, it in given.items() if it != ""})
     for step, type in zip(content["steps"], types, strict=True):
         step["type"] = type
     try:
