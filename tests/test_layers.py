@@ -27,6 +27,7 @@ BESIDE = {("model", "data")}  # a model's folder holds its tokenizer
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval", "reasoning_gym"}
 WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "experiments.report", "experiments.figures"}
+WITHOUT_JAX |= {"experiments.dataset_card", "experiments.dataset_diff"}
 WITHOUT_JAX |= {
     f"evaluation.{name}"
     for name in (

@@ -160,6 +160,7 @@ def test_of_a_model_whose_tokenizer_is_asked_for_nothing_else_is_fetched(hub: Hu
     assert [line.rpartition("/")[2] for line in hub.asked if line.startswith("GET") and "/resolve/" in line] == [
         "tokenizer.json"
     ]
+    assert sum("/revision/" in line for line in hub.asked) == 1  # the second time it is there
     [line] = found(tmp_path, OPEN, HF_ENDPOINT=hub.address)  # and it is not taken for the whole model
     assert {file.name for file in Path(line.removeprefix("found ")).iterdir()} == set(FILES)
 
