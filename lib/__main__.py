@@ -258,10 +258,9 @@ def dataset_list(arguments: argparse.Namespace) -> None:
         tell(json.dumps([{name: value for name, value in m.items() if name != "trace_ids"} for m in manifests]))
         return
     for manifest in manifests:
-        lengths = manifest.get("lengths")  # of a dataset of an earlier release nobody has counted them
+        lengths = manifest["lengths"]
         tell(f"{manifest['dataset_key']:<28} {manifest['trace_count']:>9} traces  {manifest['created_at']}  "
-             f"{manifest['content_sha256'][:16]}"
-             + (f"  {lengths['min']} to {lengths['max']} tokens" if lengths else ""))  # fmt: skip
+             f"{manifest['content_sha256'][:16]}  {lengths['min']} to {lengths['max']} tokens")  # fmt: skip
     if not manifests:
         tell(f"no dataset in {shown_path(datasets())}; build one: python -m lib dataset build --help")
 

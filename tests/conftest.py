@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # Importing lib first fixes NPROC before any test imports jax.
 from lib.config import DatasetConfig
@@ -13,6 +14,10 @@ from lib.data.renderer import Example, render_example
 from lib.data.selection import is_held_out
 from lib.data.store import Store
 from lib.tasks import high_card_duel
+
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of what is tested
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -312,7 +312,7 @@ json_values = st.recursive(
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     texts,
     st.lists(st.tuples(texts, texts), min_size=1, max_size=4),
@@ -325,7 +325,7 @@ def test_f13_a_trace_written_and_read_is_the_same(prompt, steps, answer, meta):
     assert again == trace and content_sha256(again) == content_sha256(trace)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts, json_values, st.booleans(), st.sampled_from([None, 1]))
 def test_the_quick_way_and_the_careful_way_agree(prompt, value, escape, indent):
     line = json.dumps(TOY | {"prompt": prompt, "meta": {"x": value}}, ensure_ascii=escape, indent=indent).encode()
@@ -354,7 +354,7 @@ pieces = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(texts, json_values, st.booleans(), st.lists(st.tuples(st.floats(0, 1), pieces), max_size=2), st.booleans())
 def test_what_the_quick_way_takes_the_careful_way_takes_and_reads_the_same(prompt, value, escape, spoilt, whole):
     record = TOY | {"prompt": prompt, "meta": {"x": value}} | ({"id": "t", "created_at": NOW} if whole else {})

@@ -44,7 +44,7 @@ COMPARED = (
     "dataset_name", "dataset_version", "filters", "curation", "selection_strategy", "seed", "limit", "trace_count",
     "content_sha256",
 )  # fmt: skip
-MANIFEST_KEYS = {"dataset_key", "created_at", "split", "matched", "dropped", "files", *COMPARED}
+MANIFEST_KEYS = {"dataset_key", "created_at", "split", "matched", "dropped", "lengths", "files", *COMPARED}
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,15 @@ class Traces:
 
 
 class Dataset(NamedTuple):
-    """A built dataset: its folder, and what its manifest says."""
+    """A built dataset: its folder, what its manifest says, and its traces in the manifest's order."""
 
     folder: Path
     manifest: dict[str, Any]
+    traces: Traces
 
     @property
     def key(self) -> str:
         return self.manifest["dataset_key"]
-
-    @property
-    def traces(self) -> Traces:
-        return Traces(self.folder / "traces.parquet", self.manifest["trace_count"])
 
     @property
     def tokenizer_file(self) -> Path:
@@ -128,7 +125,7 @@ def load_dataset(folder: Path, key: str) -> Dataset:
     for name, recorded in manifest["files"].items():
         if not (place / name).is_file() or sha256_file(place / name) != recorded["sha256"]:
             raise RetraceError(f"{place / name}: not what the manifest recorded; delete the folder and build it again")
-    return Dataset(place, manifest)
+    return Dataset(place, manifest, Traces(place / "traces.parquet", manifest["trace_count"]))
 
 
 def read_manifest(folder: Path, key: str) -> dict[str, Any]:

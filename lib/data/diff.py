@@ -94,7 +94,7 @@ class DatasetDiff(NamedTuple):
     changed_rows: list[Changed]
     removed_rows: list[Row]
     added_rows: list[Row]
-    lengths: tuple[dict[str, Any] | None, dict[str, Any] | None]
+    lengths: tuple[dict[str, Any], dict[str, Any]]
 
 
 def diff_datasets(before: Dataset, after: Dataset) -> DatasetDiff:
@@ -124,7 +124,7 @@ def diff_datasets(before: Dataset, after: Dataset) -> DatasetDiff:
         changed_rows=[_example(row, found, now) for row in shown.iter_rows(named=True)],
         removed_rows=found.only_here,
         added_rows=now.only_here,
-        lengths=(before.manifest.get("lengths"), after.manifest.get("lengths")),
+        lengths=(before.manifest["lengths"], after.manifest["lengths"]),
     )
 
 
@@ -265,8 +265,7 @@ def _statistics(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str
 def _figures(manifest: dict[str, Any]) -> dict[str, Any]:
     found = {"traces": manifest["trace_count"]} | manifest["split"] | manifest["stats"]
     found |= {f"source {name}": count for name, count in manifest["provenance"]["sources"].items()}
-    lengths = manifest.get("lengths") or {}
-    found |= {f"tokens, {name}": lengths[name] for name in ("min", "mean", "p95", "max") if name in lengths}
+    found |= {f"tokens, {name}": manifest["lengths"][name] for name in ("min", "mean", "p95", "max")}
     return found | {f"left out: {reason}": count for reason, count in manifest["dropped"].items()}
 
 

@@ -146,9 +146,7 @@ def _left_out(dropped: dict[str, int], kept: int) -> list[str]:
 
 
 def _tokens(manifest: dict[str, Any]) -> list[str]:
-    record = manifest.get("lengths")
-    if not record:
-        return ["The lengths in tokens are not recorded; `python -m lib dataset validate` counts them."]
+    record = manifest["lengths"]
     lengths = recorded_lengths(record)
     told = {name: value for name, value in record.items() if name not in ("counts", "longest")}
     bands = {f"{low} to {high}" if high > low else str(low): count for (low, high), count in lengths.bands().items()}

@@ -143,16 +143,16 @@ def _rows(what: str, rows: list[Row], count: int) -> Table:
 
 
 def _pictures(diff: DatasetDiff) -> list[tuple[str, str]]:
-    """(text alternative, SVG) of what became of the rows, and of the lengths where both datasets recorded them."""
+    """(text alternative, SVG) of what became of the rows, and of the lengths."""
     from lib.experiments.figures import lengths_figure, rows_figure, svg
 
-    drawn = [(sentence(diff), svg(rows_figure(diff)))]
-    if all(diff.lengths):
-        there, here = (recorded_lengths(record) for record in diff.lengths)
-        said = [f"{found.percentile(0)} to {found.percentile(100)}, mean {found.mean:.1f}" for found in (there, here)]
-        alt = f"Tokens of an example in {diff.before}: {said[0]}; in {diff.after}: {said[1]}"
-        drawn.append((alt, svg(lengths_figure(there.counts, here.counts, (diff.before, diff.after)))))
-    return drawn
+    there, here = (recorded_lengths(record) for record in diff.lengths)
+    said = [f"{found.percentile(0)} to {found.percentile(100)}, mean {found.mean:.1f}" for found in (there, here)]
+    alt = f"Tokens of an example in {diff.before}: {said[0]}; in {diff.after}: {said[1]}"
+    return [
+        (sentence(diff), svg(rows_figure(diff))),
+        (alt, svg(lengths_figure(there.counts, here.counts, (diff.before, diff.after)))),
+    ]
 
 
 def _part(rows: list[Any], shown: int) -> str:

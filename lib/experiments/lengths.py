@@ -36,7 +36,7 @@ def measure(name: str, tokenizer: str = "", samples: int = 0) -> Measured:
         return _measured(examples, len(examples), learned, by, samples)
     dataset = load_dataset(datasets(), name)
     count = dataset.manifest["trace_count"]
-    if not tokenizer and not samples and "lengths" in dataset.manifest:
+    if not tokenizer and not samples:
         return Measured(count, recorded_lengths(dataset.manifest["lengths"]), "by the tokenizer of the dataset")
     learned = tokenizer_of(tokenizer or str(dataset.tokenizer_file))
     by = f"by {tokenizer}" if tokenizer else "by the tokenizer of the dataset"

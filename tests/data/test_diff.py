@@ -32,7 +32,8 @@ def dataset(key: str, traces: list[Trace], **changes) -> Dataset:
     manifest = {
         "dataset_key": key, "dataset_name": key, "dataset_version": "v1", "filters": {}, "limit": None, "seed": None,
         "selection_strategy": "latest", "trace_count": len(traces), "split": {"train": len(traces), "held_out": 0},
-        "stats": {"max_step_count": 1}, "dropped": {}, "provenance": {"sources": {"lab": len(traces)}},
+        "stats": {"max_step_count": 1}, "dropped": {}, "lengths": {"min": 1, "mean": 1.0, "p95": 1, "max": 1},
+        "provenance": {"sources": {"lab": len(traces)}},
         "content_sha256": "".join(map(content_sha256, traces)),
     }  # fmt: skip
     return Dataset(Path(), manifest | changes, Streamed(traces))
@@ -172,6 +173,6 @@ def test_what_was_asked_for_differently_and_the_figures_of_both_stand_side_by_si
     assert diff.request == [("filters", {"game": "x"}, {"game": ["x", 1]})]
     assert {name: rest for name, *rest in diff.statistics} == {
         "traces": [1, 1], "train": [1, 1], "held_out": [0, 0], "max_step_count": [1, 9], "source lab": [1, 1],
-        "left out: over the limit": [3, None], "tokens, min": [None, 1], "tokens, mean": [None, 2.5],
-        "tokens, p95": [None, 3], "tokens, max": [None, 4],
+        "left out: over the limit": [3, None], "tokens, min": [1, 1], "tokens, mean": [1.0, 2.5],
+        "tokens, p95": [1, 3], "tokens, max": [1, 4],
     }  # fmt: skip

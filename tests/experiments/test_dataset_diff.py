@@ -87,13 +87,6 @@ def test_equal_datasets_are_said_to_be_equal(duels):
     assert sentence(diff_datasets(before, turned)) == "The same 20 traces in another order."
 
 
-def test_a_dataset_without_recorded_lengths_is_drawn_without_them(duels, tmp_path: Path):
-    before, after = duels
-    bare = before._replace(manifest={name: value for name, value in before.manifest.items() if name != "lengths"})
-    write_dataset_diff(tmp_path / "diff.html", diff_datasets(bare, after))
-    assert (tmp_path / "diff.html").read_text("utf-8").count("<svg") == 1
-
-
 def test_another_ending_and_a_dataset_that_is_not_there_are_refused(duels, tmp_path, capsys: pytest.CaptureFixture):
     assert main(["dataset", "diff", "duel-v1", "duel-v2", "--output", str(tmp_path / "diff.pdf")]) == 2
     assert "diff.pdf: expected a name that ends in .html or .md" in capsys.readouterr().err

@@ -12,7 +12,6 @@ from lib.data.tokenizer import train_tokenizer
 from lib.data.validation import recorded_lengths
 from lib.errors import RequestError, RetraceError
 from lib.experiments.lengths import measure
-from lib.files import sealed, write_json
 from lib.tasks import high_card_duel
 
 
@@ -63,18 +62,6 @@ def test_samples_are_of_all_the_dataset(duel: Dataset):
     found = measure("duel-v1", samples=4)
     assert (found.examples, found.lengths.examples) == (40, 4)
     assert {one.id for one in found.lengths.longest} == {traces[place].id for place in (0, 10, 20, 30)}
-
-
-def test_of_a_dataset_that_recorded_no_lengths_they_are_counted(duel: Dataset, capsys: pytest.CaptureFixture):
-    manifest = {name: value for name, value in duel.manifest.items() if name not in ("lengths", "sha256")}
-    expected = measure("duel-v1")
-    assert main(["dataset", "list"]) == 0
-    low, high = expected.lengths.percentile(0), expected.lengths.percentile(100)
-    assert capsys.readouterr().out.endswith(f"  {low} to {high} tokens\n")
-    write_json(duel.folder / "manifest.json", sealed(manifest))
-    assert measure("duel-v1") == expected
-    assert main(["dataset", "list"]) == 0
-    assert "tokens" not in capsys.readouterr().out
 
 
 def test_a_damaged_dataset_is_not_measured(duel: Dataset):
