@@ -15,7 +15,6 @@ from lib.data.selection import is_held_out
 from lib.data.store import Store
 from lib.tasks import high_card_duel
 
-
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of what is tested
 settings.load_profile("unhurried")
 
