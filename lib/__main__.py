@@ -147,6 +147,26 @@ def traces_list(arguments: argparse.Namespace) -> None:
         tell(f"  {key}: {', '.join(f'{_short(str(value), 30)} ({count})' for value, count in list(found.items())[:8])}")
 
 
+def traces_show(arguments: argparse.Namespace) -> None:
+    from lib.experiments.stages import find_traces
+    from lib.trace import to_json
+
+    found = find_traces(arguments.id)
+    if arguments.json:
+        for origin in found:
+            tell(json.dumps({"trace": json.loads(to_json(origin.trace)), "file": origin.file, "line": origin.line}))
+        return
+    if len(found) > 1:
+        raise RequestError(f"trace {arguments.id}: {len(found)} ids begin so; give more of it, or --json for all")
+    [origin] = found
+    trace = origin.trace
+    tell(f"{trace.id}  {trace.created_at}  from {origin}")
+    tell(trace.prompt)
+    for number, step in enumerate(trace.steps, 1):
+        tell(f"{number}. {step.content}")
+    tell(f"Answer: {trace.final_answer}")
+
+
 def traces_verify(arguments: argparse.Namespace) -> None:
     from lib.experiments.stages import store, verify_traces
 
@@ -438,6 +458,17 @@ def runs_verify(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def runs_lineage(arguments: argparse.Namespace) -> None:
+    from lib.config import load_config
+    from lib.experiments.run import CONFIG, Run, find_run
+    from lib.experiments.stages import lineage
+
+    folder = find_run(arguments.run)
+    for source in lineage(Run(folder, load_config(folder / CONFIG)), arguments.id):
+        tell(f"{source.origin.trace.id}  {source.similarity:.0%}  from {source.origin}")
+        tell(f"  {_short(source.origin.trace.prompt, 100)} → {_short(source.origin.trace.final_answer, 20)}")
+
+
 def runs_compare(arguments: argparse.Namespace) -> None:
     from lib.experiments.compare_runs import compare_runs, compare_tuned, differences
 
@@ -612,6 +643,10 @@ def parser() -> Parser:
     )
     flag(made, "--limit", type=int, default=5)
     flag(made, "--json", action="store_true")
+    made = verb(traces, "show", traces_show, "One trace, and the file and line, or the game and seed, it is from.",
+                "traces show 7c2f")  # fmt: skip
+    flag(made, "id", metavar="ID", help="or the beginning of it")
+    flag(made, "--json", action="store_true")
     verb(
         traces,
         "verify",
@@ -739,6 +774,10 @@ def parser() -> Parser:
     flag(made, "run", metavar="RUN", nargs="?")
     flag(made, "--all", action="store_true", help="every run, the store and the datasets")
     flag(made, "--json", action="store_true")
+    made = verb(runs, "lineage", runs_lineage, "The training traces that an example or an eval item goes back to.",
+                "runs lineage 20261122_101500_quickstart high_card_duel-001")  # fmt: skip
+    flag(made, "run", metavar="RUN")
+    flag(made, "id", metavar="ID", help="of an eval item, or of a training example, which is that of its trace")
     made = verb(runs, "compare", runs_compare, "Two runs: what they were made from, and which results are equal.",
                 "runs compare 20261122_101500_quickstart 20261122_114500_quickstart")  # fmt: skip
     flag(made, "run", metavar="RUN")

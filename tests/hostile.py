@@ -235,6 +235,7 @@ def facts(dataset: Dataset, text: str) -> RunFacts:
         metrics=METRICS,
         training=training,
         nearest={text: [Near(text, text, 0.5)]},
+        origins={text: text},
         record=record | {"results": {"weights_sha256": text, text: text}},
         reproduce=text,
     )

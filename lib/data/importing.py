@@ -11,7 +11,7 @@ tables.py, which shapes a record may have in records.py, and what a mapping make
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
@@ -23,7 +23,7 @@ from lib.data.json_files import Pieces, read_pieces
 from lib.data.mapping import UNMAPPED, Mapping, parse_mapped
 from lib.data.records import parse_record
 from lib.data.sources import Source, find_sources, open_source
-from lib.data.store import Store
+from lib.data.store import Batch, Store
 from lib.data.tables import SEPARATORS, read_csv, read_parquet
 from lib.errors import RequestError
 from lib.files import atomic_open
@@ -125,7 +125,7 @@ class _Counts:
 
 def _accepted(
     counts: _Counts, sources: list[Source], mapping: Mapping | None, on_bad: str, folder: Path
-) -> Iterator[list[Entry]]:
+) -> Iterator[Batch]:
     """The good traces of all files; what must happen to the bad ones happens when the last one is read."""
     now, parse = utc_now(), _reader(mapping)
 
@@ -137,12 +137,14 @@ def _accepted(
         return alone[0] if alone else to_entry(parse(raw), now)
 
     for source in sources:
-        for _, records in _records(source, mapping, read, read_all):
+        for first, records in _records(source, mapping, read, read_all):
+            lines: Sequence[int] = range(first, first + len(records))
             good = [record for record in records if isinstance(record, Entry)]
             counts.accepted += len(good)
             if len(good) < len(records):
+                lines = [line for line, record in enumerate(records, first) if isinstance(record, Entry)]
                 _count_others(counts, source.name, records)
-            yield good
+            yield Batch(good, source.name, lines)
     if counts.rejected and on_bad == "refuse":
         raise RequestError(_complaint(counts))
     if counts.rejected:

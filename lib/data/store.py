@@ -17,7 +17,7 @@ import errno
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -36,7 +36,7 @@ from lib.files import atomic_open
 from lib.trace import TRACE_VERSION, Entry, Trace, to_entry, utc_now
 
 LOCK_SECONDS = 60
-COLUMNS = ["id", "content_sha256", "created_at", "record"]
+COLUMNS = ["id", "content_sha256", "created_at", "record", "file", "line"]
 BATCH_TRACES, BATCH_CHARACTERS = 4_000, 1 << 23  # what is staged at a time
 PART_TRACES = 250_000  # whose keys are joined at a time
 
@@ -48,6 +48,14 @@ class Added(NamedTuple):
 
     added: int
     duplicates: int
+
+
+class Batch(NamedTuple):
+    """Entries that come together, the file that they stand in and the line of each; generated ones stand in none."""
+
+    entries: list[Entry]
+    file: str | None = None
+    lines: Sequence[int | None] = ()
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,12 @@ class Store:
         other content, or the folder cannot be written.
         """
         now = utc_now()
-        return self.add_entries([to_entry(trace, now)] for trace in traces)
+        return self.add_entries(Batch([to_entry(trace, now)], None, [None]) for trace in traces)
 
-    def add_entries(self, entries: Iterable[list[Entry]]) -> Added:
+    def add_entries(self, batches: Iterable[Batch]) -> Added:
         """`add`, for entries that come some at a time."""
         with tempfile.TemporaryFile() as staged:
-            keys = _stage(entries, staged)
+            keys = _stage(batches, staged)
             if keys.is_empty():
                 return Added(0, 0)
             with self._locked():
@@ -187,7 +195,7 @@ class Store:
 
 _DECODER = msgspec.json.Decoder(Trace)
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
-_SCHEMA = dict.fromkeys(COLUMNS, pl.String)
+_SCHEMA = dict.fromkeys(COLUMNS, pl.String) | {"line": pl.UInt64}
 
 # What stays in memory of a trace: a short hash of its id, and all 32 bytes of the hash of its content.
 _ID = pl.col("id").hash()
@@ -227,14 +235,13 @@ def _suspects(keys: pl.DataFrame, known: pl.DataFrame, fresh: pl.Series) -> pl.S
     return pl.concat(suspects)
 
 
-def _stage(entries: Iterable[list[Entry]], file: IO[bytes]) -> pl.DataFrame:
+def _stage(batches: Iterable[Batch], file: IO[bytes]) -> pl.DataFrame:
     """Write the entries to the file as they come; returns their keys."""
     keys = [_NO_KEYS]
 
     def frames() -> Iterator[pl.DataFrame]:
-        for batch in _batches(entries):
-            columns = {name: list(map(attrgetter(name), batch)) for name in COLUMNS}
-            frame = pl.DataFrame(columns, schema=_SCHEMA)
+        for together in _together(batches):
+            frame = pl.concat(list(map(_frame, together)))
             keys.append(frame.select(_KEYS))
             yield frame
 
@@ -246,18 +253,28 @@ def _temporary() -> str:
     return f"temporary folder {tempfile.gettempdir()}"
 
 
-def _batches(entries: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
-    """The same entries, about as many at a time as make a frame."""
-    batch: list[Entry] = []
-    characters = 0
-    for some in entries:
-        batch += some
-        characters += sum(len(entry.record) for entry in some)
-        if len(batch) >= BATCH_TRACES or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _frame(batch: Batch) -> pl.DataFrame:
+    columns = {name: list(map(attrgetter(name), batch.entries)) for name in COLUMNS[:4]}
+    return pl.DataFrame(columns | {"file": [batch.file] * len(batch.entries), "line": batch.lines}, schema=_SCHEMA)
+
+
+def _together(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """The same entries, those of one file in one batch, about as many at a time as make a frame."""
+    held: list[Batch] = []
+    count, size = 0, 0
+    for batch in batches:
+        if held and held[-1].file == batch.file:
+            held[-1].entries.extend(batch.entries)
+            held[-1].lines.extend(batch.lines)
+        elif batch.entries:
+            held.append(Batch(list(batch.entries), batch.file, list(batch.lines)))
+        count += len(batch.entries)
+        size += sum(len(entry.record) for entry in batch.entries)
+        if count >= BATCH_TRACES or size >= BATCH_CHARACTERS:
+            yield held
+            held, count, size = [], 0, 0
+    if held:
+        yield held
 
 
 def read_segment(path: Path, *columns: str | pl.Expr) -> Iterator[pl.DataFrame]:

@@ -52,6 +52,7 @@ class RunFacts(NamedTuple):
     metrics: list[dict[str, float]]
     training: dict[str, Any]
     nearest: dict[str, list[Near]]
+    origins: dict[str, str]
     record: dict[str, Any]
     reproduce: str
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from lib.config import Config, TracesConfig
 from lib.data.dataset import Dataset, build_dataset, dataset_key, load_dataset
 from lib.data.export import export_lines, read_examples
+from lib.data.lineage import Origin, origins_in_dataset, origins_in_store
 from lib.data.renderer import Example
 from lib.data.store import Added, Store
 from lib.data.tokenizer import load_tokenizer
@@ -233,6 +234,39 @@ def published_eval_sets() -> list[EvalSet]:
     return [load_eval_set(path) for path in sorted((repository_root() / "evalsets").glob("*.jsonl"))]
 
 
+class Source(NamedTuple):
+    """A trace that a training example or an answer goes back to; `similarity` is that of the questions."""
+
+    origin: Origin
+    similarity: float
+
+
+def lineage(run: Run, name: str) -> list[Source]:
+    """What the example with this id, or the eval item, goes back to in the run's dataset.
+
+    An example goes back to the trace it was made from; an item to those whose questions are most like its own, the
+    nearest first. Raises RequestError where neither has this id.
+    """
+    dataset = load_dataset(datasets(), dataset_key(run.config.dataset))
+    if found := origins_in_dataset(dataset, [name]):
+        return [Source(found[name], 1.0)]
+    items = {item.id: item for item in find_eval_set(run.config.evaluation.eval_set).items}
+    if name not in items:
+        raise RequestError(
+            f"{name}: no trace of dataset {dataset.key}, and no item of {run.config.evaluation.eval_set}"
+        )
+    [alike] = nearest(dataset.traces, [items[name].prompt]).values()
+    origins = origins_in_dataset(dataset, [near.trace for near in alike])
+    return [Source(origins[near.trace], near.similarity) for near in alike]
+
+
+def find_traces(start: str) -> list[Origin]:
+    """The traces of the store whose ids begin so. Raises RequestError where there is none."""
+    if not (found := origins_in_store(store(), start)):
+        raise RequestError(f"trace {start}: the store {store().folder} holds none whose id begins so")
+    return found
+
+
 def training_record(run: Run) -> dict[str, Any]:
     """What training left in the checkpoint: `training`, `weights_sha256`, `fingerprint`. Raises RequestError."""
     file = run.path("checkpoint-final", "model.json")
@@ -272,6 +306,8 @@ def write_report(run: Run) -> Comparison:
         "results": results(run.folder, dataset.manifest["content_sha256"], list(drawn.values())),
     }
     write_json(run.path(EVIDENCE), record)
+    alike = nearest(dataset.traces, shown_prompts(comparison))
+    ids = {near.trace for found in alike.values() for near in found}
     facts = RunFacts(
         config=run.config,
         dataset=dataset.manifest,
@@ -280,7 +316,8 @@ def write_report(run: Run) -> Comparison:
         metrics=metrics(run),
         training=model["training"],
         record=record,
-        nearest=nearest(dataset.traces, shown_prompts(comparison)),
+        nearest=alike,
+        origins={id: str(origin) for id, origin in origins_in_dataset(dataset, ids).items()},
         reproduce=reproduce_command(run),
     )
     write_page(run.path("report.html"), comparison, facts, drawn)
