@@ -17,9 +17,12 @@ from typing import Any
 from lib.config import SamplingConfig
 from lib.data.renderer import encode_prompt, render_prompt
 from lib.errors import RequestError
+from lib.evaluation.evalsets import load_eval_set
+from lib.evaluation.scoring import score_item
 from lib.model.gemma import in_dtype
 from lib.model.sampler import generate, likelihoods
 from lib.model.weights import Model
+from lib.tasks import reasoning_gym
 
 MAX_NEW_TOKENS = 256
 FILTER = r"(?im)^[ \t]*answer:[ \t]*(.+?)[ \t.]*$"
@@ -77,8 +80,23 @@ def harness_model(
 def harness_task(eval_set: Path) -> dict[str, Any]:
     """One of our eval sets as a task of the harness, which finds the answer and compares it by its own means.
 
-    Its exact match knows one expected answer, and none of the equalities that `lib.evaluation.scoring` states.
+    Its exact match knows one expected answer, and none of the equalities that `lib.evaluation.scoring` states. Items of
+    reasoning-gym, whose questions may have many answers, are judged by their verifier here, too.
     """
+    items = {item.id: item for item in load_eval_set(eval_set).items}
+    task = _exact_match(eval_set)
+    if any(item.scorer != reasoning_gym.NAME for item in items.values()):
+        return task
+    return task | {
+        "filter_list": [{"name": "verified", "filter": [{"function": "take_first"}]}],
+        "process_results": lambda item, said: {
+            "acc": score_item(items[item["id"]], said[0], truncated=False).value or 0
+        },
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _exact_match(eval_set: Path) -> dict[str, Any]:
     return {
         "task": eval_set.stem,
         "dataset_path": "json",

@@ -4,12 +4,15 @@ import math
 
 import jax
 import pytest
+from standin_gym import interpreter
 
 from lib.config import EvaluationConfig
 from lib.evaluation.evalsets import EvalItem, high_card_duel_items, write_eval_set
 from lib.evaluation.evaluate import answer_eval_set
 from lib.evaluation.harness import harness_model, harness_task
+from lib.evaluation.reasoning_gym_items import reasoning_gym_items
 from lib.model.weights import Model
+from lib.tasks import reasoning_gym
 
 pytestmark = pytest.mark.harness
 NEW = 12
@@ -61,6 +64,19 @@ def test_a_run_of_the_harness_scores_our_eval_set_as_we_do(talker, tmp_path):
     told = lm_eval.simple_evaluate(model, tasks=[harness_task(path)], bootstrap_iters=0)
     assert told["results"]["general_v1"]["exact_match,answer"] == pytest.approx(3 / 9)
     assert told["n-samples"]["general_v1"] == {"original": 9, "effective": 9}
+
+
+def test_items_of_reasoning_gym_are_judged_by_their_verifier(talker, tmp_path, monkeypatch):
+    import lm_eval
+
+    monkeypatch.setenv(reasoning_gym.VARIABLE, interpreter(tmp_path))
+    path = tmp_path / "sums_v1.jsonl"
+    write_eval_set(path, reasoning_gym_items("toy", {}, 3, seed=40).items, "toy", "2026-11-22T00:00:00Z")
+    model = harness_model(talker, batch_size=4)
+    model.generate_until = lambda requests: ["Answer: **40**", "Answer: raise", "42"]
+    told = lm_eval.simple_evaluate(model, tasks=[harness_task(path)], bootstrap_iters=0)
+    assert told["results"]["sums_v1"]["acc,verified"] == pytest.approx(1 / 3)
+    reasoning_gym.worker(reasoning_gym.python()).stop()
 
 
 def test_a_real_generation_goes_through_the_whole_harness(talker, tmp_path):
