@@ -5,7 +5,6 @@ origins_in_store(store, "7c2f")[0]                   # or as "high_card_duel, se
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
