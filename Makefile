@@ -13,7 +13,7 @@ READY := .venv/ready
 help:
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
 	@echo "make test         every test, the notebooks among them"
-	@echo "make test-faults  every fault of docs/reliability.md in its full count (half an hour)"
+	@echo "make test-faults  every fault of docs/reliability.md in its full count (an hour)"
 	@echo "make test-parity  our Gemma against the one of transformers and torch, which it installs into .venv-parity"
 	@echo "make test-tunix   our trainer against Tunix's, which it installs into .venv-tunix"
 	@echo "make test-harness our model under lm-evaluation-harness, which it installs into .venv-harness"
@@ -34,7 +34,6 @@ test: $(READY) lint
 
 test-faults: $(READY)
 	@RETRACE_FAULTS=full RETRACE_BROWSER=required $(BIN)/python -m pytest tests/faults tests/data/test_fuzz_import.py
-	@$(BIN)/python tests/faults/sweep.py
 
 lint: $(READY)
 	@$(BIN)/ruff check .
