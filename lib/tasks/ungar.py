@@ -6,10 +6,11 @@ UNGAR pins numpy below 2, and jax needs 2, so the two seldom share an environmen
 its own, by the interpreter that has it. Its cards, its legal move and its rewards are what the trace tells; where
 they are not what our engine holds true, nothing is generated.
 
-Of its other games no trace is made. Their moves are drawn at random, so there is no reasoning that led to them, and
-what could be told instead would need another game than the one people know: Gin Rummy of UNGAR 0.1.0 counts every
-card as deadwood, as if there were no melds, and its random play rarely comes to an end; Spades mini draws its "52
-cards" from the head of a deck of 56, so that three jokers are dealt and three clubs never are, and the ace is low.
+Of its other games no trace is made. Their moves are drawn at random, so no reasoning led to them, and what could be
+told instead would be of another game than people know. Both Gin Rummy and Spades mini of UNGAR 0.1.0 take the first 52
+of its 56 cards for a deck, so that three jokers are dealt and jack, queen and king of clubs never are. Gin Rummy counts
+every card as deadwood, as if there were no melds, and of 40 games of random play none was over after 400 moves; in
+Spades mini the ace is low.
 """
 
 import json
