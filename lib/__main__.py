@@ -64,9 +64,7 @@ def traces_generate(arguments: argparse.Namespace) -> None:
     elif arguments.engine == "ungar" and arguments.game != "high_card_duel":
         raise RequestError(f"--engine ungar: plays high_card_duel alone, not {arguments.game}")
     else:
-        asked = TracesConfig(
-            arguments.game, arguments.engine, arguments.ungar_python, count=arguments.count, seed=arguments.seed
-        )
+        asked = TracesConfig(arguments.game, arguments.count, arguments.seed, arguments.engine, arguments.ungar_python)
         traces = list(play(asked))
     if arguments.output or arguments.no_persist:
         _write_lines(arguments.output, (to_json(trace) + b"\n" for trace in traces))
@@ -201,7 +199,7 @@ def dataset_build(arguments: argparse.Namespace) -> None:
         given = [
             flag
             for flag in ("name", "version", "filter", "limit", "strategy", "seed", *CURATION)
-            if getattr(arguments, flag.replace("-", "_")) not in (None, [], False)
+            if (value := getattr(arguments, flag.replace("-", "_"))) is not None and value is not False and value != []
         ]
         if given:
             raise RequestError(f"--request holds the whole request; leave out --{given[0]}")
@@ -217,7 +215,7 @@ def dataset_build(arguments: argparse.Namespace) -> None:
             "curation": {
                 name: value
                 for name in (flag.replace("-", "_") for flag in CURATION)
-                if (value := getattr(arguments, name)) not in (None, False)
+                if (value := getattr(arguments, name)) is not None and value is not False
             },
             "limit": arguments.limit,
             "seed": arguments.seed,

@@ -54,14 +54,14 @@ class ModelConfig:
 class TracesConfig:
     # The game that the run's traces are generated from; empty: use what the store holds.
     game: str = bounded("", of=("", "high_card_duel", "arithmetic"))
-    # Which engine plays it: our own (builtin), or for high_card_duel the UNGAR package.
-    engine: str = bounded("builtin", of=("builtin", "ungar"))
-    # The interpreter that has UNGAR installed; empty: the one that runs this.
-    ungar_python: str = ""
     # Number of episodes to play; 0 with no game.
     count: int = bounded(0, low=0, high=10_000_000)
     # Episode i is drawn with seed + i.
     seed: int = bounded(42, low=0)
+    # Which engine plays it: our own (builtin), or for high_card_duel the UNGAR package.
+    engine: str = bounded("builtin", of=("builtin", "ungar"))
+    # The interpreter that has UNGAR installed; empty: the one that runs this.
+    ungar_python: str = ""
 
 
 @dataclass(frozen=True)

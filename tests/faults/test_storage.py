@@ -132,7 +132,7 @@ def test_f35_f37_a_flipped_bit_in_a_manifest_is_named_before_it_is_believed(copy
 def test_f35_a_flipped_bit_in_the_store_or_a_dataset_is_named_before_it_is_used(copy):
     home, source = copy.parent, random.Random(SEED)
     shared = [*home.glob("store/*.parquet"), *home.glob("datasets/*/*")]
-    assert sorted(path.suffix for path in shared) == [".json", ".json", ".parquet", ".parquet"]
+    assert sorted(path.suffix for path in shared) == [".json", ".json", ".parquet", ".parquet", ".parquet"]
     for path in shared:
         whole = path.read_bytes()
         for _ in range(OFFSETS):
