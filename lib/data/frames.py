@@ -17,7 +17,7 @@ from polars.io.plugins import register_io_source
 
 from lib.errors import RetraceError
 
-PART_ROWS = 200_000  # that are held at a time
+PART_ROWS = 50_000  # that are held at a time
 PARQUET = {"compression": "zstd", "compression_level": 1, "statistics": False}  # twice as fast as the default
 
 
