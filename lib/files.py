@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,15 @@ def child(folder: Path, *names: str) -> Path:
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise RequestError(f"{path}: a link that leads out of {folder}; remove it, or use another name")
     return path
+
+
+def find_interpreter(name: str) -> str:
+    """The Python of this name: a relative path leads from the working directory, or else from the repository.
+
+    Empty: the one that runs this. A name that is no file's is returned as it is.
+    """
+    name = name or sys.executable
+    return next((str(path) for path in (Path(name), repository_root() / name) if path.is_file()), name)
 
 
 def shown_path(path: Path) -> str:

@@ -34,6 +34,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture
+def gym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An interpreter with the stand-in of reasoning-gym."""
+    from standin_gym import interpreter
+
+    from lib.tasks import reasoning_gym
+
+    found = interpreter(tmp_path)
+    monkeypatch.setenv(reasoning_gym.VARIABLE, found)
+    yield found
+    reasoning_gym.worker(found).stop()
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Sixty episodes of High Card Duel, some of them held out."""

@@ -17,7 +17,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.errors import RequestError, RetraceError
-from lib.files import repository_root
+from lib.files import find_interpreter
 from lib.tasks import gsm_symbolic
 from lib.trace import Trace, make_trace
 
@@ -78,8 +77,7 @@ class Died(RetraceError):
 
 def python() -> str:
     """The interpreter that has reasoning-gym; a relative path leads from the working directory, or the repository."""
-    given = os.environ.get(VARIABLE) or sys.executable
-    return next((str(path) for path in (Path(given), repository_root() / given) if path.is_file()), given)
+    return find_interpreter(os.environ.get(VARIABLE, ""))
 
 
 def version() -> str:

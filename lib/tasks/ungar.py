@@ -15,13 +15,12 @@ Spades mini the ace is low.
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lib.errors import RequestError, RetraceError
-from lib.files import repository_root
+from lib.files import find_interpreter
 from lib.tasks import high_card_duel
 from lib.tasks.ungar_player import NOT_INSTALLED
 from lib.trace import Trace
@@ -68,15 +67,9 @@ def _play(seed: int, count: int, python: str) -> Iterator[dict[str, Any]]:
     yield from played
 
 
-def _interpreter(python: str) -> str:
-    """A relative path leads from the working directory, or else from the repository."""
-    found = [path for path in (Path(python), repository_root() / python) if path.is_file()] if python else []
-    return str(found[0]) if found else python or sys.executable
-
-
 def _run(seed: int, count: int, python: str) -> Iterator[dict[str, Any]]:
     """What the player prints, line by line; it must be all that was asked for."""
-    python = _interpreter(python)
+    python = find_interpreter(python)
     try:
         player = subprocess.Popen(
             [python, str(PLAYER), str(seed), str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

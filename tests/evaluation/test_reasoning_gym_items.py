@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from standin_gym import interpreter
 
 from lib.__main__ import main
 from lib.config import EvaluationConfig, load_config
@@ -31,15 +30,6 @@ from lib.trace import make_trace
 
 WHEN = "2026-11-22T00:00:00Z"
 MAKE = ["eval", "make", "--seed", "40"]
-
-
-@pytest.fixture
-def gym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An interpreter with the stand-in."""
-    found = interpreter(tmp_path)
-    monkeypatch.setenv(reasoning_gym.VARIABLE, found)
-    yield found
-    reasoning_gym.worker(found).stop()
 
 
 def toy(kind: str = "sum", count: int = 3) -> list[EvalItem]:

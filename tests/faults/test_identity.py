@@ -185,7 +185,6 @@ def test_f47_a_training_does_not_go_on_with_another_number_of_threads(run, unfin
     assert "resumed from step 2" in done.stdout and weights == read_about(run / "checkpoint-final")["weights_sha256"]
 
 
-@pytest.mark.skipif(not FULL, reason="another whole training: RETRACE_FAULTS=full")
 def test_f47_another_number_of_threads_is_another_fingerprint(run, tmp_path):
     """And so whatever it comes to, no equality was promised."""
     done = trained(tmp_path / "out", run, NPROC="1")
@@ -199,7 +198,6 @@ def test_f47_another_number_of_threads_is_another_fingerprint(run, tmp_path):
 # ---- neighbours --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not FULL, reason="tests/model/test_sampler.py does this with a toy: RETRACE_FAULTS=full")
 def test_f49_answers_are_the_same_text_one_at_a_time_and_many_at_once(run):
     """Of the base and of the tuned model. Their logits are not the same bits at another number of rows: float32 sums
     go in another order, which moves them by up to 4e-6, where the two likeliest tokens are 2e-4 apart at the least."""

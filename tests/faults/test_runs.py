@@ -101,7 +101,6 @@ def test_f24_f25_f26_killed_at_each_step_and_inside_each_save_a_training_comes_t
     swept("training", tmp_path, capsys)
 
 
-@pytest.mark.skipif(not FULL, reason="the sweep kills inside saves at chosen points: RETRACE_FAULTS=full")
 def test_f24_f25_killed_at_any_moment_of_a_save_a_training_comes_to_the_same_end(tmp_path, capsys):
     swept("moments", tmp_path, capsys)
 

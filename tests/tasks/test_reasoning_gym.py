@@ -22,15 +22,6 @@ STATE = state_of("toy", {}, seed=40, size=10, index=2)
 QUESTION = ("40 + 2?", "42", STATE)
 
 
-@pytest.fixture
-def gym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An interpreter with the stand-in."""
-    found = interpreter(tmp_path)
-    monkeypatch.setenv(reasoning_gym.VARIABLE, found)
-    yield found
-    reasoning_gym.worker(found).stop()
-
-
 def toy(kind: str, index: int = 2) -> dict[str, str]:
     return state_of("toy", {"kind": kind}, seed=40, size=10, index=index)
 

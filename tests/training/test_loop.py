@@ -1,7 +1,10 @@
 """The loop: the same bits every time, killed or not, and a folder that never holds two trainings."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,15 +12,15 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig
+from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig, to_dict
 from lib.data.dataset import Dataset
 from lib.data.renderer import Example, render_prompt
 from lib.data.selection import is_held_out
 from lib.errors import RequestError, RetraceError
-from lib.files import sealed, write_json
+from lib.files import repository_root, sealed, write_json
 from lib.model.lora import split
 from lib.model.storage import is_saved, tree_digest
-from lib.model.weights import Model, base_model, load_model
+from lib.model.weights import Model, base_model, load_model, save_model
 from lib.training.checkpoints import saved_steps
 from lib.training.loop import Metrics, TrainingResult, finished, train
 
@@ -201,6 +204,36 @@ def test_f25_killed_while_the_tuned_model_is_saved_it_is_saved_again(
     assert finished(copy) is None
     assert resumed(small_model, examples, copy)[0].weights_sha256 == whole.result.weights_sha256
     assert load_model(copy / "checkpoint-final").weights_sha256 == whole.result.weights_sha256
+
+
+AGAIN = """
+import json, os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from pathlib import Path
+from lib.config import Config, build
+from lib.data.renderer import Example
+from lib.model.weights import load_model
+from lib.training.loop import train
+folder = Path(sys.argv[1])
+request = json.loads((folder / "request.json").read_text())
+examples, config = [Example(*item) for item in request["examples"]], build(Config, request["config"], "")
+result = train(load_model(folder / "base"), examples, config, folder / "run")
+print(result.weights_sha256)
+"""
+
+
+def test_f46_f47_f48_another_process_on_one_core_ends_with_the_same_weights(
+    whole: Run, small_model: Model, examples: list[Example], tmp_path: Path
+):
+    save_model(tmp_path / "base", small_model)
+    request = {"examples": examples, "config": to_dict(CONFIG)}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    command = [sys.executable, "-c", AGAIN, str(tmp_path)]
+    done = subprocess.run(command, cwd=repository_root(), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert done.stdout.split()[-1] == whole.result.weights_sha256
+    assert metrics(tmp_path / "run") == metrics(whole.output)
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------
