@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lib.tasks.steps import StepCheck, check_claims
+from lib.tasks.steps import StepCheck, check_claims, verify_trace
 from lib.trace import Trace, make_trace
 
 NAME = "arithmetic"
@@ -171,20 +171,7 @@ def check_steps(state: dict[str, str], contents: list[str]) -> list[StepCheck]:
 
 def verify(trace: Trace) -> str:
     """Why this trace is not what the engine would have written; empty where it is."""
-    meta = trace.meta
-    try:
-        episode = episode_of(meta.get("state", {}))
-    except ValueError as error:
-        return f"meta.state: {error}"
-    if isinstance(meta.get("seed"), int) and isinstance(meta.get("episode_index"), int):
-        if problem(meta["seed"] + meta["episode_index"]) != episode:
-            return f"meta.state: seed {meta['seed']} + episode {meta['episode_index']} draws other numbers"
-    if trace.prompt != question(episode):
-        return "prompt: does not ask for the numbers of meta.state"
-    for number, check in enumerate(check_steps(meta["state"], [step.content for step in trace.steps]), 1):
-        if not check.correct:
-            return f"step {number} ({check.kind}): {check.reason}"
-    return "" if trace.final_answer == episode.result else f"final_answer: expected {episode.result}"
+    return verify_trace(trace, episode_of, problem, question, check_steps)
 
 
 def _digits(number: int, width: int) -> list[int]:

@@ -9,8 +9,10 @@ The claims of each step are read back out of its text and compared with the engi
 """
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from lib.trace import Trace
 
 
 class StepCheck(NamedTuple):
@@ -42,6 +44,34 @@ def check_claims(
     ]
     after = f"the game has no step after the {list(truth)[-1].replace('_', ' ')}"
     return checks + [StepCheck("extra", False, after, "extra") for _ in contents[len(truth) :]]
+
+
+def verify_trace(
+    trace: Trace,
+    episode_of: Callable[[Any], Any],
+    drawn: Callable[[int], Any],
+    question: Callable[[Any], str],
+    check_steps: Callable[[Any, list[str]], list[StepCheck]],
+) -> str:
+    """Why a trace is not what its engine would have written; empty where it is.
+
+    `episode_of` makes an episode of `meta.state` and raises ValueError where it cannot, `drawn` that of a seed; an
+    episode has a `result`.
+    """
+    meta = trace.meta
+    try:
+        episode = episode_of(meta.get("state", {}))
+    except ValueError as error:
+        return f"meta.state: {error}"
+    if isinstance(meta.get("seed"), int) and isinstance(meta.get("episode_index"), int):
+        if drawn(meta["seed"] + meta["episode_index"]) != episode:
+            return f"meta.state: seed {meta['seed']} + episode {meta['episode_index']} gives another one"
+    if trace.prompt != question(episode):
+        return "prompt: is not the question of meta.state"
+    for number, check in enumerate(check_steps(meta["state"], [step.content for step in trace.steps]), 1):
+        if not check.correct:
+            return f"step {number} ({check.kind}): {check.reason}"
+    return "" if trace.final_answer == episode.result else f"final_answer: expected {episode.result}"
 
 
 def _check(kind: str, pattern: str, expected: Mapping[str, str], content: str | None) -> StepCheck:

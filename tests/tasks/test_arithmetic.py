@@ -130,13 +130,13 @@ def test_what_the_engine_would_not_have_written_is_told():
     [trace] = generate(1, seed=3)
     meta = trace.meta
     for wrong, why in [
-        (changed(trace, prompt=question(SUM)), "prompt: does not ask for the numbers of meta.state"),
+        (changed(trace, prompt=question(SUM)), "prompt: is not the question of meta.state"),
         (changed(trace, final_answer="1"), f"final_answer: expected {problem(3).result}"),
         (changed(trace, steps=trace.steps[1:]), "step 1 (first): does not read as a step of kind first"),
         (changed(trace, steps=trace.steps[:-1]), f"step {len(trace.steps)} (last_carry): the step is missing"),
         (
             changed(trace, meta=meta | {"state": state_of(SUM)}),
-            "meta.state: seed 3 + episode 0 draws other numbers",
+            "meta.state: seed 3 + episode 0 gives another one",
         ),
         (changed(trace, meta=meta | {"state": {}}), "meta.state: expected numbers of up to four digits"),
     ]:

@@ -172,13 +172,13 @@ def test_what_the_engine_would_not_have_written_is_told():
     mutated = list(trace.steps)
     mutated[3] = msgspec.structs.replace(mutated[3], content="Unseen cards: 1 lower, 1 equal, 1 higher.")
     for wrong, why in [
-        (changed(trace, prompt=question(other)), "prompt: does not show the two cards of meta.state"),
+        (changed(trace, prompt=question(other)), "prompt: is not the question of meta.state"),
         (changed(trace, final_answer="draw"), f"final_answer: expected {deal(3).result}"),
         (changed(trace, steps=tuple(mutated)), "step 4 (unseen): says lower 1, the engine says "),
         (changed(trace, steps=trace.steps[:4]), "step 5 (comparison): the step is missing"),
         (changed(trace, steps=(*trace.steps, trace.steps[0])), "step 6 (extra): the game has no step"),
-        (changed(trace, meta=meta | {"state": state_of(other)}), "meta.state: seed 3 + episode 0 deals other cards"),
-        (changed(trace, meta=meta | {"episode_index": 1}), "meta.state: seed 3 + episode 1 deals other cards"),
+        (changed(trace, meta=meta | {"state": state_of(other)}), "meta.state: seed 3 + episode 0 gives another one"),
+        (changed(trace, meta=meta | {"episode_index": 1}), "meta.state: seed 3 + episode 1 gives another one"),
     ]:
         assert verify(wrong).startswith(why)
 
