@@ -32,13 +32,14 @@ from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.selection import Selection, select
 from lib.data.store import COLUMNS, Store, traces_in
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
-from lib.data.validation import lengths_record, measure_lengths
+from lib.data.validation import lengths_record, measure_lengths, spread
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_open, child, is_sealed, sealed, sha256_file, write_json
 from lib.trace import TRACE_VERSION, Trace
 
 SCHEMA_VERSION = "1.0"
 IDS_IN_MANIFEST = 10_000  # where there are more, the column `id` of traces.parquet tells them
+MEASURED = 100_000  # examples whose lengths the manifest tells, spread over the dataset where it has more
 # What must be equal for a key to mean the same dataset, and what a manifest must have at least.
 COMPARED = (
     "dataset_name", "dataset_version", "filters", "curation", "selection_strategy", "seed", "limit", "trace_count",
@@ -60,6 +61,14 @@ class Traces:
     def __iter__(self) -> Iterator[Trace]:
         for frame in read_frames(self.file, "record"):
             yield from traces_in(frame, str(self.file))
+
+    def spread(self, count: int) -> Iterator[Trace]:
+        """So many of them at even distances, or all where they are no more."""
+        start, wanted = 0, pl.Series(list(spread(len(self), count)), dtype=pl.Int64)
+        for frame in read_frames(self.file, "record"):
+            here = pl.int_range(start, start + len(frame), eager=True).is_in(wanted.implode())
+            start += len(frame)
+            yield from traces_in(frame.filter(here), str(self.file))
 
 
 class Dataset(NamedTuple):
@@ -214,7 +223,7 @@ def _write(folder: Path, manifest: dict[str, Any], chosen: Selection) -> None:
     traces = Traces(folder / "traces.parquet", len(chosen))
     tokenizer = dataset_tokenizer(map(render_example, traces))
     tokenizer.save(folder / "tokenizer.json")
-    lengths = measure_lengths(map(render_example, traces), tokenizer)
+    lengths = measure_lengths(map(render_example, traces.spread(MEASURED)), tokenizer)
     names = sorted(path.name for path in folder.iterdir())
     files = {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
     manifest |= {"lengths": lengths_record(lengths, "trace_sft_v1"), "files": files}

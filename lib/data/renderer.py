@@ -31,6 +31,7 @@ SHUFFLED = "shuffled_answers"
 CONTROL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
+CONTROL_IN_JSON = rf"{_CONTROL.pattern}|\\u00[3-7]"  # where an escape may stand for any of their characters
 _USER, _MODEL, _END = "<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>"
 _CONVERSATION = re.compile(
     f"(?:<bos>)?{_USER}(?P<prompt>.*?){_END}\n{_MODEL}(?P<response>.*?)(?:{_END})?\n?", re.DOTALL
@@ -95,9 +96,9 @@ def render_example(trace: Trace, recipe: str = "trace_sft_v1", system_instructio
     """The trace as a training item. Raises RequestError, naming the trace, for a control token in its text."""
     if recipe not in RECIPES:
         raise RequestError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
-    steps = [step.content for step in trace.steps]
-    refuse_control_tokens(f"trace {trace.id}", trace.prompt, *steps, trace.final_answer)
-    response = render_response([] if recipe == "answer_sft_v1" else steps, trace.final_answer)
+    refuse_control_tokens_in(trace)
+    steps = [] if recipe == "answer_sft_v1" else [step.content for step in trace.steps]
+    response = render_response(steps, trace.final_answer)
     return Example(trace.id, render_prompt(trace.prompt, system_instruction), response)
 
 
@@ -173,6 +174,12 @@ def parse_response(response: str) -> ParsedResponse:
         elif steps:
             steps[-1] += f"\n{line}"
     return ParsedResponse(steps, answer if found else None)
+
+
+def refuse_control_tokens_in(trace: Trace) -> None:
+    """Raises RequestError where a text of the trace would become a control token of the chat template."""
+    contents = [step.content for step in trace.steps]
+    refuse_control_tokens(f"trace {trace.id}", trace.prompt, *contents, trace.final_answer)
 
 
 def refuse_control_tokens(name: str, *texts: str) -> None:

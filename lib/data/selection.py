@@ -20,6 +20,7 @@ import polars as pl
 from lib.config import CurationConfig, DatasetConfig, TracesConfig
 from lib.data.duplicates import NearDuplicates
 from lib.data.frames import in_order
+from lib.data.renderer import CONTROL_IN_JSON, refuse_control_tokens_in
 from lib.data.store import Store, read_segment, traces_in
 from lib.errors import RequestError
 from lib.tasks import TASKS, group_keys
@@ -81,7 +82,8 @@ def select(
 ) -> Selection:
     """What the request chooses from the store; files larger than memory are made in the folder `scratch`.
 
-    `reserved` and `generated` are those of `build_dataset`. Raises RequestError where nothing is chosen.
+    `reserved` and `generated` are those of `build_dataset`. Raises RequestError where nothing is chosen, and for a
+    control token in a text of what is.
     """
     name, segments = f"{request.dataset_name}-{request.dataset_version}", store.segments()
     judge = _Judge(request, reserved, generated)
@@ -110,6 +112,10 @@ def select(
             f"dataset {name}: all {made.matched} traces that match are left out ({reasons}); "
             "generate or import others, or change the filters"
         )
+    if len(suspects := chosen.filter("suspect")):
+        for frame in in_order(frames_of(segments, "record"), _places(suspects, len(codes)), scratch):
+            for trace in traces_in(frame, store.folder):
+                refuse_control_tokens_in(trace)
     return made
 
 
@@ -133,6 +139,7 @@ _READ = ("id", "content_sha256", "created_at", "record")
 _SCHEMA = {
     "code": pl.UInt8, "created": pl.Int64, "key": pl.UInt64, "key_too": pl.UInt64, "text": pl.UInt64,
     "text_too": pl.UInt64, "steps": pl.UInt16, "characters": pl.UInt32, "held_out": pl.Boolean, "source": pl.UInt16,
+    "suspect": pl.Boolean,
 }  # fmt: skip
 _NOTHING = pl.DataFrame(schema=_SCHEMA)
 
@@ -164,6 +171,7 @@ class _Judge:
                 "characters": list(map(characters, traces)),
                 "held_out": [is_held_out(trace.prompt) for trace in traces],
                 "source": [self._source_of(trace) for trace in traces],
+                "suspect": frame["record"].str.contains(CONTROL_IN_JSON),
             },
             schema=_SCHEMA,
         )

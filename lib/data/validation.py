@@ -96,6 +96,7 @@ def lengths_record(lengths: Lengths, recipe: str) -> dict[str, Any]:
     """The same as a manifest keeps it: `counts` has a bin for each length that occurs."""
     return {
         "recipe": recipe,
+        "examples": lengths.examples,
         "tokens": lengths.tokens,
         "trained_tokens": lengths.trained_tokens,
         "min": lengths.percentile(0),

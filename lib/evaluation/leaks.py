@@ -18,7 +18,7 @@ exact counts, and no sketch such as MinHash to estimate them. A question asked i
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -50,25 +50,20 @@ class Near(NamedTuple):
 
 def audit(traces: Iterable[Trace], items: Sequence[EvalItem]) -> list[Leak]:
     """Every pair of an item and a trace that ask the same, in the order of the items."""
-    exact, keyed, runs = defaultdict(list), defaultdict(list), defaultdict(list)
-    for number, item in enumerate(items):
-        exact[item.prompt].append(number)
-        for key in group_keys(item.prompt, item.task, item.state):
-            keyed[key].append(number)
-        if item.task not in TASKS:
-            for run in _runs(item.prompt):
-                runs[run].append(number)
-    items_runs = {number: _runs(items[number].prompt) for numbers in runs.values() for number in numbers}
+    return audit_all(traces, {"": items})[""]
 
-    @lru_cache(maxsize=100_000)  # generated traces ask the same questions again and again
-    def near(prompt: str) -> list[tuple[int, float]]:
-        return list(_near(prompt, items, runs, items_runs)) if runs else []
 
-    found: dict[tuple[int, str], Leak] = {}
+def audit_all(traces: Iterable[Trace], eval_sets: Mapping[str, Sequence[EvalItem]]) -> dict[str, list[Leak]]:
+    """`audit` of several eval sets by their names; the traces are gone through once."""
+    indexes = {name: _Index(items) for name, items in eval_sets.items()}
+    found: dict[str, dict[tuple[int, str], Leak]] = {name: {} for name in eval_sets}
     for trace in traces:
-        for number, kind, similarity in _asked(trace, exact, keyed, near):
-            found.setdefault((number, trace.id), Leak(items[number].id, kind, trace.id, similarity))
-    return [found[key] for key in sorted(found)]
+        keys = sorted(group_keys(trace.prompt, str(trace.meta.get("game", "")), trace.meta.get("state")))
+        for name, index in indexes.items():
+            for number, kind, similarity in index.asked(trace.prompt, keys):
+                leak = Leak(index.items[number].id, kind, trace.id, similarity)
+                found[name].setdefault((number, trace.id), leak)
+    return {name: [leaks[key] for key in sorted(leaks)] for name, leaks in found.items()}
 
 
 def nearest(traces: Iterable[Trace], prompts: Iterable[str], count: int = 3) -> dict[str, list[Near]]:
@@ -88,28 +83,47 @@ def nearest(traces: Iterable[Trace], prompts: Iterable[str], count: int = 3) -> 
     }
 
 
-def _asked(
-    trace: Trace, exact: dict, keyed: dict, near: Callable[[str], list[tuple[int, float]]]
-) -> Iterator[tuple[int, str, float]]:
-    """(number of the item, kind, similarity) of every item that the trace asks, the strictest kind first."""
-    for number in exact.get(trace.prompt, ()):
-        yield number, "exact", 1.0
-    for key in sorted(group_keys(trace.prompt, str(trace.meta.get("game", "")), trace.meta.get("state"))):
-        for number in keyed.get(key, ()):
-            yield number, "same words" if key.startswith("prompt: ") else "same state", 1.0
-    for number, similarity in near(trace.prompt):
-        yield number, "near duplicate", similarity
+class _Index:
+    """The items of an eval set, found by their words, by what they ask, and by their runs of three words."""
 
+    def __init__(self, items: Sequence[EvalItem]):
+        self.items = items
+        self._exact: dict[str, list[int]] = defaultdict(list)
+        self._keyed: dict[str, list[int]] = defaultdict(list)
+        self._holding: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._runs: dict[int, set[tuple[str, ...]]] = {}
+        for number, item in enumerate(items):
+            self._exact[item.prompt].append(number)
+            for key in group_keys(item.prompt, item.task, item.state):
+                self._keyed[key].append(number)
+            if item.task not in TASKS:
+                self._runs[number] = _runs(item.prompt)
+                for run in self._runs[number]:
+                    self._holding[run].append(number)
+        # generated traces ask the same questions again and again
+        self._near = lru_cache(maxsize=100_000)(self._look_for_near)
 
-def _near(prompt: str, items: Sequence[EvalItem], runs: dict, items_runs: dict) -> Iterator[tuple[int, float]]:
-    """(number of the item, similarity) of every item that is asked in nearly these words."""
-    own = _runs(prompt)
-    for number, shared in Counter(number for run in own for number in runs.get(run, ())).items():
-        theirs = items_runs[number]
-        jaccard, contained = shared / (len(own) + len(theirs) - shared), shared / len(theirs)
-        if len(theirs) >= FEWEST and (jaccard >= JACCARD or contained >= CONTAINED):
-            if _numbers(prompt) == _numbers(items[number].prompt):
-                yield number, round(max(jaccard, contained), 3)
+    def asked(self, prompt: str, keys: Iterable[str]) -> Iterator[tuple[int, str, float]]:
+        """(number of the item, kind, similarity) of every item that asks this, the strictest kind first."""
+        for number in self._exact.get(prompt, ()):
+            yield number, "exact", 1.0
+        for key in keys:
+            for number in self._keyed.get(key, ()):
+                yield number, "same words" if key.startswith("prompt: ") else "same state", 1.0
+        if self._holding:
+            for number, similarity in self._near(prompt):
+                yield number, "near duplicate", similarity
+
+    def _look_for_near(self, prompt: str) -> list[tuple[int, float]]:
+        """(number of the item, similarity) of every item that is asked in nearly these words."""
+        own, found = _runs(prompt), []
+        for number, shared in Counter(number for run in own for number in self._holding.get(run, ())).items():
+            theirs = self._runs[number]
+            jaccard, contained = shared / (len(own) + len(theirs) - shared), shared / len(theirs)
+            if len(theirs) >= FEWEST and (jaccard >= JACCARD or contained >= CONTAINED):
+                if _numbers(prompt) == _numbers(self.items[number].prompt):
+                    found.append((number, round(max(jaccard, contained), 3)))
+        return found
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:

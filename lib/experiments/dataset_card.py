@@ -149,10 +149,13 @@ def _tokens(manifest: dict[str, Any]) -> list[str]:
     record = manifest["lengths"]
     lengths = recorded_lengths(record)
     told = {name: value for name, value in record.items() if name not in ("counts", "longest")}
+    some = record["examples"] < manifest["trace_count"]
     bands = {f"{low} to {high}" if high > low else str(low): count for (low, high), count in lengths.bands().items()}
     return [
         "Of whole conversations in Gemma's chat template, by `tokenizer.json`, which was learned from these traces; "
-        "p95 is the length that 95 % of the examples do not exceed.",
+        "p95 is the length that 95 % of the examples do not exceed."
+        + some
+        * f" {record['examples']:,} examples were measured, at even distances.",
         _facts(told),
         _shares("tokens of an example", bands, lengths.examples, "examples"),
         "No example is ever cut: training refuses one that is longer than `model.max_length`.",

@@ -4,7 +4,6 @@ measured = measure("quickstart-v1", tokenizer="google/gemma-3-270m-it")
 measured.lengths.over(512), measured.lengths.longest[0]      # 0, ExampleLength("7c2f…", 118)
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,19 +27,22 @@ class Measured(NamedTuple):
 def measure(name: str, tokenizer: str = "", samples: int = 0) -> Measured:
     """Lengths of the examples of a file, or of the dataset of this key with its reasoning; of `samples` of them.
 
-    Read from the manifest where that holds them. Raises RequestError, and RetraceError for a damaged dataset.
+    Read from the manifest where that holds those of all. Raises RequestError, and RetraceError for a damaged dataset.
     """
     if name not in list_datasets(datasets()) or Path(name).is_file():
         examples = read_examples(Path(name))
         learned, by = _tokenizer_of_file(Path(name), examples, tokenizer)
-        return _measured(examples, len(examples), learned, by, samples)
+        chosen = (examples[place] for place in sorted(spread(len(examples), samples)))
+        return Measured(len(examples), measure_lengths(chosen, learned), by)
     dataset = load_dataset(datasets(), name)
     count = dataset.manifest["trace_count"]
-    if not tokenizer and not samples:
-        return Measured(count, recorded_lengths(dataset.manifest["lengths"]), "by the tokenizer of the dataset")
+    recorded = recorded_lengths(dataset.manifest["lengths"])
+    if not tokenizer and not samples and recorded.examples == count:
+        return Measured(count, recorded, "by the tokenizer of the dataset")
     learned = tokenizer_of(tokenizer or str(dataset.tokenizer_file))
     by = f"by {tokenizer}" if tokenizer else "by the tokenizer of the dataset"
-    return _measured(map(render_example, dataset.traces), count, learned, by, samples)
+    traces = dataset.traces.spread(samples) if samples else dataset.traces
+    return Measured(count, measure_lengths(map(render_example, traces), learned), by)
 
 
 def tokenizer_of(name: str) -> Tokenizer:
@@ -57,9 +59,3 @@ def _tokenizer_of_file(file: Path, examples: list[Example], tokenizer: str) -> t
     from lib.experiments.training import tokenizer_beside  # here, as it imports jax
 
     return (tokenizer_of(tokenizer), f"by {tokenizer}") if tokenizer else tokenizer_beside(file, examples)
-
-
-def _measured(examples: Iterable[Example], count: int, tokenizer: Tokenizer, by: str, samples: int) -> Measured:
-    wanted = spread(count, samples)
-    chosen = (example for place, example in enumerate(examples) if place in wanted)
-    return Measured(count, measure_lengths(chosen, tokenizer), by)

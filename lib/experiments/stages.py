@@ -22,7 +22,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
 from lib.evaluation.compare import Comparison, compare, control, figures
 from lib.evaluation.evalsets import EvalSet, load_eval_set
-from lib.evaluation.leaks import Leak, audit, nearest
+from lib.evaluation.leaks import Leak, audit, audit_all, nearest
 from lib.evaluation.results import Results, read_results
 from lib.experiments.evidence import EVIDENCE, VERSION, results
 from lib.experiments.manifest import code_of, environment, save_code
@@ -227,7 +227,7 @@ def find_leaks(dataset: Dataset, config: Config) -> list[Leak]:
 
 def find_all_leaks(dataset: Dataset) -> dict[str, list[Leak]]:
     """The same for every eval set of evalsets/, by its name."""
-    return {eval_set.name: audit(dataset.traces, eval_set.items) for eval_set in published_eval_sets()}
+    return audit_all(dataset.traces, {eval_set.name: eval_set.items for eval_set in published_eval_sets()})
 
 
 def published_eval_sets() -> list[EvalSet]:

@@ -20,6 +20,7 @@ from lib.data.dataset import (
     load_dataset,
 )
 from lib.data.duplicates import jaccard, runs_of
+from lib.data.importing import import_files
 from lib.data.renderer import encode_example, render_example
 from lib.data.selection import (
     DUPLICATE,
@@ -34,9 +35,10 @@ from lib.data.selection import (
 from lib.data.store import Store
 from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
+from lib.experiments.dataset_card import dataset_card
 from lib.files import repository_root, sha256_bytes, sha256_file
 from lib.tasks import group_keys, high_card_duel
-from lib.trace import Trace, content_sha256, make_trace
+from lib.trace import Trace, content_sha256, make_trace, to_json
 
 
 def toy(number: int, **changes) -> Trace:
@@ -345,6 +347,31 @@ def test_the_lengths_in_the_manifest_are_those_of_the_examples_by_its_own_tokeni
     assert recorded["counts"] == counts and sum(counts.values()) == dataset.manifest["trace_count"]
     assert recorded["trained_tokens"] == sum(sum(item.loss_mask) for item in encoded.values())
     assert all(len(encoded[one["id"]].tokens) == one["tokens"] for one in recorded["longest"])
+
+
+def test_of_a_large_dataset_the_lengths_are_those_of_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = stored(tmp_path, *toys(*range(20)))
+    monkeypatch.setattr(module, "MEASURED", 4)
+    dataset = built(store)
+    spread, recorded = list(dataset.traces)[::5], dataset.manifest["lengths"]
+    assert list(dataset.traces.spread(4)) == spread and list(dataset.traces.spread(30)) == list(dataset.traces)
+    assert recorded["examples"] == 4 and sum(recorded["counts"].values()) == 4
+    assert {one["id"] for one in recorded["longest"]} == {trace.id for trace in spread}
+    assert "4 examples were measured, at even distances" in dataset_card(dataset.manifest, [])
+
+
+@pytest.mark.parametrize("token", ["<eos>", "\\u003ceos>", "<\\u0065os\\u003E", "<eo\\u0073>"])
+def test_a_control_token_is_refused_however_json_spells_it(token: str, tmp_path: Path):
+    plain, name = tmp_path / "own.jsonl", "the one"
+    record = to_json(toy(1, id=name)).decode()
+    plain.write_text(record.replace("is 1", f"is {token}") + "\n" + to_json(toy(2)).decode() + "\n")
+    store = Store(tmp_path / "store")
+    assert import_files(store, [plain]).added == 2
+    said = refusal(store)
+    assert said == refusal(store, limit=2) and said.startswith(
+        f"trace {name}: its text holds the control token '<eos>'"
+    )
+    assert numbers(built(store, limit=1)) == [2]  # of what is left out the text does not matter
 
 
 def test_the_same_request_twice_is_the_same_dataset(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from lib.config import VerdictConfig
 from lib.evaluation.compare import compare, figures
 from lib.evaluation.evalsets import EvalItem, load_eval_set
-from lib.evaluation.leaks import Leak, audit
+from lib.evaluation.leaks import Leak, audit, audit_all
 from lib.evaluation.results import read_results
 from lib.experiments.report import markdown
 from lib.files import repository_root
@@ -41,6 +41,18 @@ def test_f51_a_planted_leak_is_found_and_names_item_and_trace(prompt, leaked):
     planted = trace(prompt)
     item, kind, similarity = leaked
     assert audit([trace("Who wrote Hamlet?"), planted], ITEMS) == [Leak(item, kind, planted.id, similarity)]
+
+
+def test_several_eval_sets_are_audited_in_one_reading_of_the_traces():
+    traces = [trace("What is 12 + 30?"), trace("what is the capital of France?"), trace("Who wrote Hamlet?")]
+    sets = {
+        "sums": ITEMS[:1],
+        "all": ITEMS,
+        "none": [],
+        "other": [EvalItem("other", ITEMS[0].prompt, "42", "sums", "easy")],
+    }
+    assert audit_all(iter(traces), sets) == {name: audit(traces, items) for name, items in sets.items()}
+    assert [leak.item for leak in audit_all(iter(traces), sets)["all"]] == ["sum", "capital"]
 
 
 @pytest.mark.parametrize(

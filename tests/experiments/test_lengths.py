@@ -1,5 +1,6 @@
 """Lengths before training: of a dataset and of its file alike, by its own tokenizer and by any other."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def test_samples_are_of_all_the_dataset(duel: Dataset):
     found = measure("duel-v1", samples=4)
     assert (found.examples, found.lengths.examples) == (40, 4)
     assert {one.id for one in found.lengths.longest} == {traces[place].id for place in (0, 10, 20, 30)}
+
+
+def test_all_are_measured_where_the_manifest_tells_of_some(duel: Dataset, monkeypatch: pytest.MonkeyPatch):
+    whole = measure("duel-v1")
+    monkeypatch.setattr("lib.data.dataset.MEASURED", 4)
+    shutil.rmtree(duel.folder)
+    some = build_dataset(Store(duel.folder.parents[1] / "store"), DatasetConfig("duel", "v1"), {}, duel.folder.parent)
+    assert some.manifest["lengths"]["examples"] == 4
+    assert measure("duel-v1") == whole and whole.lengths.examples == 40
 
 
 def test_a_damaged_dataset_is_not_measured(duel: Dataset):
