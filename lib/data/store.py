@@ -149,12 +149,12 @@ class Store:
         for path in self.segments():
             for frame in read_segment(path, *columns):
                 owners.update(frame.filter(suspected).iter_rows())
-        for frame in _with_flags(read_frames(staged, *columns), fresh):
-            for id, content, is_fresh in frame.filter(suspected).iter_rows():
+        for frame in _with_flags(read_frames(staged, *columns, "file", "line"), fresh):
+            for id, content, file, line, is_fresh in frame.filter(suspected).iter_rows():
                 if owners.get(id, content) != content:
                     raise RequestError(
-                        f"trace id {id!r} is taken by other content; give this trace another id, or none "
-                        "(nothing was added)"
+                        f"{f'{file}:{line}: ' * (file is not None)}trace id {id!r} is taken by other content; "
+                        "give this trace another id, or none (nothing was added)"
                     )
                 if is_fresh:
                     owners[id] = content

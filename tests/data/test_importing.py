@@ -59,6 +59,19 @@ def refusal(folder: Path, content: bytes) -> str:
     return str(caught.value)
 
 
+def test_an_id_that_is_taken_is_told_with_its_file_and_line(tmp_path: Path):
+    store, first = Store(tmp_path / "store"), toy(1, id="mine")
+    import_files(store, [written(tmp_path, json.dumps(first).encode())])
+    before = store.content_hash()
+    taken, other = (json.dumps(toy(number, id="mine")).encode() for number in (2, 3))
+    for content in (b"\n".join([*lines(1), b"", taken]), b"\n\n" + other + b"\n" + taken):
+        more = written(tmp_path, content, "more.jsonl")
+        with pytest.raises(RequestError) as caught:
+            import_files(store, [more])
+        assert str(caught.value).startswith(f"{more}:3: trace id 'mine' is taken by other content; ")
+    assert store.content_hash() == before
+
+
 def imported(folder: Path, content: bytes) -> tuple[str, int]:
     store = Store(folder / f"store-{random.getrandbits(64):x}")
     report = import_files(store, [written(folder, content)])
