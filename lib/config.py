@@ -41,6 +41,8 @@ def bounded(
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The model that is tuned."""
+
     # "tiny" (from scratch, on a CPU), or a released Gemma by its hub name or folder.
     name: str = "tiny"
     # What is computed in; softmax, norms and loss are float32 in either. With bfloat16, weights that are trained
@@ -52,6 +54,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TracesConfig:
+    """What is generated before the dataset is built; by default nothing."""
+
     # The game that the run's traces are generated from; empty: use what the store holds.
     game: str = bounded("", of=("", "high_card_duel", "arithmetic"))
     # Number of episodes to play; 0 with no game.
@@ -66,10 +70,15 @@ class TracesConfig:
 
 @dataclass(frozen=True)
 class CurationConfig:
-    # Characters of a trace: of its question, steps and answer together.
+    """Rules by which a trace that matches the filters is left out nevertheless."""
+
+    # Characters of a trace, at least: of its question, steps and answer together.
     min_characters: int = bounded(0, low=0)
+    # The same, at most; null: any number.
     max_characters: int | None = bounded(None, low=1)
+    # Steps of its reasoning, at least.
     min_steps: int = bounded(0, low=0)
+    # The same, at most; null: any number.
     max_steps: int | None = bounded(None, low=1)
     # At least this share of the characters is ASCII: 0.9 leaves out text in another script.
     min_ascii: float = bounded(0.0, low=0.0, high=1.0)
@@ -83,14 +92,19 @@ class CurationConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
+    """Which traces of the store are trained on."""
+
+    # With the version the key, NAME-VERSION, under which the dataset is kept.
     dataset_name: str
+    # A key never means anything else afterwards: for another choice of traces take another version.
     dataset_version: str
     # Equality on meta keys; a list means any of these.
     filters: dict[str, Any] = field(default_factory=dict)
-    # What is left out of what matches, before the limit.
+    # These act before the limit.
     curation: CurationConfig = field(default_factory=CurationConfig)
     # At most so many traces; null: all that match.
     limit: int | None = bounded(None, low=1)
+    # latest: the youngest first; random: drawn by the seed.
     selection_strategy: str = bounded("latest", of=("latest", "random"))
     # What the random strategy draws and orders by; required there.
     seed: int | None = bounded(None, low=0)
@@ -101,7 +115,9 @@ PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    # Of the two matrices beside each projection.
+    """Two thin matrices beside each projection, trained in its place (arXiv:2106.09685)."""
+
+    # Numbers that pass between the two matrices.
     rank: int = bounded(8, low=1, high=1024)
     # What they add is multiplied by alpha / rank.
     alpha: float = bounded(16.0, low=0.0)
@@ -111,18 +127,23 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    """How the model is trained."""
+
     # Who trains: builtin, or tunix, Google's, where it is installed (requirements-tunix.txt).
     trainer: str = bounded("builtin", of=("builtin", "tunix"))
     # Optimizer updates.
     num_steps: int = bounded(100, low=1)
     # Peak of the learning rate: linear warm-up to it, cosine decay to 0.
     learning_rate: float = bounded(1e-5, low=0.0)
+    # Updates until the peak; fewer than num_steps.
     warmup_steps: int = bounded(0, low=0)
     # Examples on a device at once; × grad_accum_steps = examples an update.
     per_device_batch_size: int = bounded(2, low=1)
+    # Batches that one update is made of: the same update in less memory.
     grad_accum_steps: int = bounded(1, low=1)
     # adamw, or adafactor, which keeps hardly any state beside the weights.
     optimizer: str = bounded("adamw", of=("adamw", "adafactor"))
+    # Of matrices alone, apart from the gradient, times the learning rate.
     weight_decay: float = bounded(0.01, low=0.0)
     # Gradients are scaled down to this global norm.
     max_grad_norm: float = bounded(1.0, low=0.0)
@@ -132,14 +153,18 @@ class TrainingConfig:
     lora: LoraConfig | None = None
     # Of the initial weights (where the model starts from scratch) and of the order of the examples.
     seed: int = bounded(42, low=0)
-    # A line of metrics every so many steps; held-out loss and checkpoint likewise.
+    # Updates from one line of metrics to the next.
     log_every: int = bounded(10, low=1)
+    # Updates from one held-out loss to the next.
     eval_every: int = bounded(50, low=1)
+    # Updates from one checkpoint to the next.
     checkpoint_every: int = bounded(50, low=1)
 
 
 @dataclass(frozen=True)
 class VerdictConfig:
+    """What the report calls a change: a rule that is set before the run."""
+
     # Significance level of the test: exact McNemar, and where items share groups the clustered t test as well.
     alpha: float = bounded(0.05, low=0.0001, high=0.5)
     # Smallest change of accuracy that is called one: 0.01 is one percentage point.
@@ -147,11 +172,14 @@ class VerdictConfig:
     # "No detectable change" is said only where a change of detectable_effect (of min_effect, if that is larger)
     # would have been found with this probability; otherwise the verdict is "underpowered".
     power: float = bounded(0.8, low=0.5, high=0.999)
+    # The change of accuracy that is not to be missed: 0.05 is five percentage points.
     detectable_effect: float = bounded(0.05, low=0.001, high=1.0)
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
+    """How the next token is chosen."""
+
     # 0 takes the likeliest token; above, one is drawn, the more freely the higher.
     temperature: float = bounded(0.0, low=0.0, high=10.0)
     # Draw from the so many likeliest tokens; 0: from all.
@@ -160,11 +188,14 @@ class SamplingConfig:
     top_p: float = bounded(1.0, low=0.001, high=1.0)
     # Completions of each item; more than one needs a temperature.
     samples: int = bounded(1, low=1, high=1000)
+    # Of what is drawn.
     seed: int = bounded(42, low=0, high=2**32 - 1)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """Which questions both models answer, and how."""
+
     # Name of an eval set in evalsets/, without .jsonl, or the path of one.
     eval_set: str = "high_card_duel_v1"
     # Items answered, from the head of the set; null: all.
@@ -182,6 +213,8 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Config:
+    """A run, whole."""
+
     # Names the run folder.
     name: str
     dataset: DatasetConfig
