@@ -7,10 +7,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
+.PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
 .PHONY: lab lint benchmark clean
 
 help:
+	@echo "make install      the pinned packages into .venv; every other target does it first, too"
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
 	@echo "make test         every test, the notebooks among them"
 	@echo "make test-faults  every fault of docs/reliability.md in its full count (an hour)"
@@ -24,6 +25,8 @@ help:
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
 	@echo "make clean        remove .venv and those beside it (runs/ stays)"
+
+install: $(READY)
 
 quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml

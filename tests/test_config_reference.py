@@ -107,9 +107,8 @@ def _value(kind: type, item: dataclasses.Field) -> str:
 def _bounds(bounds: Any) -> str:
     if not bounds or bounds["low"] == -math.inf:
         return ""
-    return (
-        f", at least {bounds['low']:g}" if bounds["high"] == math.inf else f", {bounds['low']:g} to {bounds['high']:,}"
-    )
+    low, high = bounds["low"], bounds["high"]
+    return f", at least {low:g}" if high == math.inf else f", {low:g} to {high:,}"
 
 
 def _default(item: dataclasses.Field) -> str:
