@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/importing.md, copied and pasted: they import as the text says."""
+"""The examples of docs/importing.md and docs/workflow.md, copied and pasted: they import as the text says."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from lib.files import repository_root
 from lib.trace import Trace
 
 PAGE = (repository_root() / "docs" / "importing.md").read_text()
-README = (repository_root() / "README.md").read_text()
+WORKFLOW = (repository_root() / "docs" / "workflow.md").read_text()
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def commands(text: str) -> list[str]:
 
 
 def test_the_commands_of_the_page_import_its_files():
-    assert {"eggs.jsonl", "quiz.csv --mapping quiz.yaml"} <= {*commands(PAGE), *commands(README)}
+    assert {"eggs.jsonl", "quiz.csv --mapping quiz.yaml"} <= {*commands(PAGE), *commands(WORKFLOW)}
     eggs = imported("eggs.jsonl")["A pack has 6 eggs. How many are in 3 packs, after 2 broke?"]
     assert [step.content for step in eggs.steps] == [
         "3 packs hold 3*6 = 18 eggs.",
@@ -46,13 +46,13 @@ def test_the_commands_of_the_page_import_its_files():
     assert (pens.final_answer, pens.meta) == ("7", {"category": "addition", "source": "my_quiz"})
 
 
-def test_the_records_and_the_mapping_of_the_readme_are_read():
-    records = re.search(r"```json\n(.*?)```", README, re.DOTALL)[1]
+def test_the_records_and_the_mapping_of_the_workflow_are_read():
+    records = re.search(r"```json\n(.*?)```", WORKFLOW, re.DOTALL)[1]
     Path("mine.jsonl").write_text(records)
     assert {trace.final_answer for trace in imported("mine.jsonl").values()} == {"5", "6", "7"}
     assert len(records.splitlines()) == len([json.loads(line) for line in records.splitlines()]) == 3
-    Path("readme.yaml").write_text(re.search(r"```yaml\n(\{prompt.*?)```", README, re.DOTALL)[1])
-    assert len(imported("quiz.csv", "--mapping", "readme.yaml")) == 5
+    Path("short.yaml").write_text(re.search(r"```yaml\n(\{prompt.*?)```", WORKFLOW, re.DOTALL)[1])
+    assert len(imported("quiz.csv", "--mapping", "short.yaml")) == 5
 
 
 def test_every_rule_of_the_page_is_as_the_page_says():
