@@ -174,6 +174,7 @@ def test_the_tutorial_is_followed_block_by_block(checkout: Path):
     said = "".join(typed(checkout, block) for block in rest)
     for shown in blocks(PAGES["docs/tutorial.md"], "")[:2]:  # what the first commands print
         assert shown in said
+    assert blocks(text, "json") == [(checkout / "evalsets" / "weekdays_v1.jsonl").read_text().splitlines(True)[0]]
     assert len((checkout / "weekdays.jsonl").read_text().splitlines()) == 500
     assert re.search(r"^Report: runs/\w+_weekdays/report.html$", said, re.MULTILINE)
     assert (checkout / "worth.html").stat().st_size > 10_000
