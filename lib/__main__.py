@@ -35,7 +35,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 def resume(arguments: argparse.Namespace) -> None:
     from lib.experiments.pipeline import resume_run
+    from lib.experiments.trials import find_sweep
 
+    if folder := find_sweep(arguments.run):
+        if arguments.time_limit < math.inf:
+            raise RequestError("--time-limit: is of a run; a trial of a sweep on Slurm has execution.slurm.minutes")
+        from lib.experiments.sweep import resume_sweep
+
+        _conclude_sweep(resume_sweep(folder, say))
+        return
     _conclude(resume_run(arguments.run, time_limit=arguments.time_limit))
 
 
@@ -45,6 +53,43 @@ def _conclude(done: Any) -> None:
     tell(done.conclusion("05_compare"))
     tell(f"Report: {shown_path(done.path('report.html'))}")
     tell(f"Reproduce: {reproduce_command(done)}")
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    from lib.experiments.trials import find_sweep
+
+    folder = find_sweep(arguments.sweep)
+    if arguments.trial is not None:
+        from lib.experiments.sweep import run_trial
+
+        if folder is None:
+            raise RequestError(f"--trial: is one of a sweep that was begun, and {arguments.sweep} is none")
+        run_trial(folder, arguments.trial)
+        return
+    from lib.experiments.sweep import plan, resume_sweep, run_sweep
+
+    if arguments.dry_run:
+        for trial in plan(arguments.sweep).trials:
+            tell(f"{trial.name}  {trial.label}")
+        return
+    report = resume_sweep(folder, say) if folder else run_sweep(arguments.sweep, say)
+    _conclude_sweep(report, arguments.json)
+
+
+def _conclude_sweep(report: Any, as_json: bool = False) -> None:
+    """Raises RetraceError where some trials are not done."""
+    from lib.experiments.sweep_report import PAGE
+
+    if as_json:
+        tell((report.folder / "sweep.json").read_text("utf-8"), end="")
+    say(report.headline)
+    say(f"Comparison: {shown_path(report.folder / PAGE)}")
+    if report.undone:
+        undone = ", ".join(f"{one.trial.name} ({one.status})" for one in report.undone[:5])
+        raise RetraceError(
+            f"{report.folder.name}: {len(report.undone)} of {len(report.outcomes)} trials not done: {undone}"
+            f"{' …' if len(report.undone) > 5 else ''}; to go on: python -m lib resume {report.folder.name}"
+        )
 
 
 def traces_generate(arguments: argparse.Namespace) -> None:
@@ -601,8 +646,15 @@ def parser() -> Parser:
 
     made = verb(verbs, "resume", resume, "Go on with a run that was interrupted, failed or killed, to the same end.",
                 "resume 20261122_101500_quickstart")  # fmt: skip
-    flag(made, "run", metavar="RUN", help="a run folder, or its name in the home")
+    flag(made, "run", metavar="RUN", help="a run folder or the folder of a sweep, or its name in the home")
     limit_flag(made)
+
+    made = verb(verbs, "sweep", sweep, "Many runs that differ in some fields, and one page that compares them.",
+                "sweep configs/sweeps/lr.yaml")  # fmt: skip
+    flag(made, "sweep", metavar="SWEEP", help="a sweep's configuration file; begun before, it goes on")
+    flag(made, "--trial", type=int, metavar="N", help="this one alone, of a sweep's folder: what the executors call")
+    flag(made, "--dry-run", action="store_true", help="check every trial's configuration, and list the trials")
+    flag(made, "--json", action="store_true")
 
     def ungar_flag(made: Parser) -> None:
         flag(made, "--ungar-python", default="", metavar="PYTHON",

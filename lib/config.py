@@ -235,13 +235,17 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     A relative path is looked for from the working directory, then from the repository, so that a notebook
     and the command line name the same file alike.
     """
-    file = _find(Path(path))
-    tree = parse_yaml(_read(file), str(path))
+    tree = load_tree(path)
     for override in overrides:
         _apply(tree, override)
     config = build(Config, tree, str(path))
     _check_together(config, str(path))
     return config
+
+
+def load_tree(path: str | Path) -> dict[str, Any]:
+    """What a YAML file holds, as plain values, the file looked for as above. Raises RequestError."""
+    return parse_yaml(_read(_find(Path(path))), str(path))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from lib.data.diff import DatasetDiff
 from lib.evaluation.compare import Comparison
+from lib.evaluation.statistics import Interval
 
 BEFORE, AFTER = "#8a94a6", "#1f5fbf"
 STYLE = {
@@ -64,6 +65,25 @@ def accuracy_figure(comparison: Comparison) -> Figure:
         axes.set_xlim(-2, 102)
         axes.set_xlabel(f"accuracy (%), with {100 * (1 - comparison.rule.alpha):g} % interval")
         figure.legend(loc="outside upper right", frameon=False, ncols=2)
+        return figure
+
+
+def trials_figure(rows: Sequence[tuple[str, float, Interval, Interval]], confidence: float) -> Figure:
+    """Accuracy of each trial of a sweep, the first on top and marked as the best: label, accuracy, interval alone
+    (thick) and the one that holds for all of them together (thin)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 1.1 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, (_, accuracy, alone, together) in enumerate(rows):
+            best = place == 0
+            color, marker = (AFTER, "s") if best else (BEFORE, "o")
+            axes.plot([100 * end for end in together], [place, place], color=color, linewidth=1)
+            axes.plot([100 * end for end in alone], [place, place], color=color, linewidth=4, alpha=0.5)
+            axes.plot([100 * accuracy], [place], color=color, marker=marker, markersize=6)
+        axes.set_yticks(range(len(rows)), [_label(row[0]) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel(f"accuracy (%) with {100 * confidence:g} % interval: thick alone, thin all together")
         return figure
 
 

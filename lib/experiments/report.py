@@ -23,11 +23,12 @@ from lib.evaluation.compare import Category, Comparison
 from lib.evaluation.leaks import Near
 from lib.evaluation.results import ItemResult, Summary
 from lib.evaluation.statistics import Interval
-from lib.experiments.figures import accuracy_figure, loss_figure, reliability_figure, svg
+from lib.experiments.figures import accuracy_figure, loss_figure, reliability_figure, svg, trials_figure
 from lib.experiments.markdown import fenced, inline, table
 from lib.files import atomic_write
 
 SHOWN = 10
+SHOWN_TRIALS = 40
 
 
 class TokenSpan(NamedTuple):
@@ -150,6 +151,17 @@ def write_diff(path: Path, diff: Any, said: str, tables: list[Any], pictures: li
     drawn = [(alt, Markup(picture)) for alt, picture in pictures]
     page = _templates().get_template("dataset_diff.html.j2")
     atomic_write(path, page.render(diff=diff, said=said, tables=tables, drawn=drawn))
+
+
+def write_sweep(path: Path, report: Any) -> None:
+    """The trials of a sweep side by side, as one page; of a Report of `sweep_report`."""
+    from lib.experiments import sweep_report as words
+
+    drawn = report.scored[:SHOWN_TRIALS] if report.best else []
+    rows = [(one.label, one.score.accuracy, one.score.interval, one.score.together) for one in drawn]
+    picture = Markup(svg(trials_figure(rows, 1 - report.rule.alpha))) if rows else None
+    page = _templates().get_template("sweep.html.j2")
+    atomic_write(path, page.render(report=report, words=words, picture=picture, drawn=len(drawn)))
 
 
 def write_index(path: Path, runs: list[dict[str, Any]]) -> None:
