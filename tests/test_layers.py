@@ -25,9 +25,10 @@ LAYERS = [
 ]
 BESIDE = {("model", "data")}  # a model's folder holds its tokenizer
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval", "reasoning_gym"}
+OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval", "reasoning_gym", "submitit"}
 WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "experiments.report", "experiments.figures"}
 WITHOUT_JAX |= {"experiments.dataset_card", "experiments.dataset_diff"}
+WITHOUT_JAX |= {"experiments.trials"}
 WITHOUT_JAX |= {
     f"evaluation.{name}"
     for name in (

@@ -138,14 +138,12 @@ def _executed(folder: Path, trials: list[Trial], executor: Any) -> Iterator[tupl
     """Each trial as it comes to its end, with what went wrong. Whatever stops the wait stops the trials first."""
     local = isinstance(executor, ThreadPoolExecutor)
     others = set(psutil.Process().children())
-    # On this machine a session of its own: an interrupt from the terminal comes to us, and we end each trial once.
-    how = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "start_new_session": local}
     with nullcontext() if local or not trials else executor.batch():
-        jobs = [executor.submit(subprocess.run, _command(folder, trial), **how) for trial in trials]
+        jobs = [executor.submit(call, _command(folder, trial), _log(folder, trial), local) for trial in trials]
     waiting = {id(job): trial for job, trial in zip(jobs, trials, strict=True)}
     try:
         for job in _as_completed(jobs, local):
-            yield waiting[id(job)], _error(job)
+            yield waiting[id(job)], _error(job, _log(folder, waiting[id(job)]))
     except BaseException:
         if local:
             _stop_processes(executor, jobs, others)
@@ -155,21 +153,37 @@ def _executed(folder: Path, trials: list[Trial], executor: Any) -> Iterator[tupl
         raise
 
 
+def call(command: list[str], log: Path, own_session: bool) -> int:
+    """Execute a command to its end. Returns its exit status.
+
+    What it says goes to a file, not to us: it goes on where we are killed. In a session of its own an interrupt from
+    the terminal does not reach it: it comes to us, and we end each trial once. Slurm ends what it started itself.
+    """
+    with open(log, "ab") as out:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=own_session
+        ).returncode
+
+
 def _command(folder: Path, trial: Trial) -> list[str]:
     python = [sys.executable, "-m", "lib", "--home", str(home())]
     return [*python, "sweep", str(folder.resolve()), "--trial", str(trial.number)]
 
 
-def _error(job: Any) -> str:
+def _log(folder: Path, trial: Trial) -> Path:
+    return folder.resolve() / f"{trial.name}.log"
+
+
+def _error(job: Any, log: Path) -> str:
     """What a trial's command said of its failure, in one line; empty where it did not fail."""
     try:
-        done = job.result()
+        status = job.result()
     except Exception as failure:  # whatever submitit, or the start of a process, has to say
         return " ".join(f"{type(failure).__name__}: {failure}".split())[:300]
-    if done.returncode < 0:
-        return f"its process was ended by signal {-done.returncode}"
-    said = [*done.stderr.strip().splitlines(), f"exit status {done.returncode}"]
-    return said[-2 if len(said) > 1 else -1].removeprefix("error: ") if done.returncode else ""
+    if status < 0:
+        return f"its process was ended by signal {-status}"
+    said = log.read_text("utf-8", errors="replace").splitlines() if status else []
+    return said[-1].removeprefix("error: ") if said else f"exit status {status}" if status else ""
 
 
 # ---- executors ----------------------------------------------------------------------------------------------

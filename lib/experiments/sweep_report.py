@@ -30,6 +30,17 @@ PAGE = "sweep.html"
 FEW = 12  # values of a field that are told
 
 
+class Found(NamedTuple):
+    """What a trial left: `answers` of its tuned model where it is done, and is as recorded."""
+
+    trial: Trial
+    run: str
+    status: str
+    error: str
+    manifest: dict[str, Any]
+    answers: Results | None
+
+
 class Score(NamedTuple):
     """Of one trial's tuned model: its interval alone, and the one that holds together with those of all others."""
 
@@ -97,9 +108,13 @@ def make_report(
     folder: Path, sweep: SweepConfig, trials: list[Trial], settings: dict[str, str], errors: dict[int, str]
 ) -> Report:
     """The report of these trials, as far as they came; `errors` are what their commands said, by number."""
-    rule = trials[0].config.evaluation.verdict
-    differing = {key: values for key, values in varied(trials).items() if len(values) > 1}
-    found = [_find(trial, errors.get(trial.number, "")) for trial in trials]
+    return compare_trials(folder, sweep, [_find(trial, errors.get(trial.number, "")) for trial in trials], settings)
+
+
+def compare_trials(folder: Path, sweep: SweepConfig, found: list[Found], settings: dict[str, str]) -> Report:
+    """The report of what the trials of a sweep left, by the rule that its base states."""
+    rule = found[0].trial.config.evaluation.verdict
+    differing = {key: values for key, values in varied(one.trial for one in found).items() if len(values) > 1}
     answered = [one.answers for one in found if one.answers]
     outcomes = [_outcome(one, short_label(one.trial, differing), rule, len(answered)) for one in found]
     best, pairs, p_values = None, [], []
@@ -302,28 +317,17 @@ def _seconds(one: Outcome) -> str:
 # ---- what is found ------------------------------------------------------------------------------------------
 
 
-class _Found(NamedTuple):
-    """What a trial left: `answers` of its tuned model where it is done, and is as recorded."""
-
-    trial: Trial
-    run: str
-    status: str
-    error: str
-    manifest: dict[str, Any]
-    answers: Results | None
-
-
-def _find(trial: Trial, error: str) -> _Found:
+def _find(trial: Trial, error: str) -> Found:
     run = run_of(trial)
     if run is None:
-        return _Found(trial, "", "not begun", error, {}, None)
+        return Found(trial, "", "not begun", error, {}, None)
     status, manifest = status_of(run), {}
     try:
         manifest = read_manifest(run)
         answers = _answers(run, manifest) if status == "done" else None
-        return _Found(trial, run.name, status, manifest.get("error", ""), manifest, answers)
+        return Found(trial, run.name, status, manifest.get("error", ""), manifest, answers)
     except RetraceError as failure:  # no manifest, as it was killed, or files that are not what was written
-        return _Found(trial, run.name, status, error or str(failure), manifest, None)
+        return Found(trial, run.name, status, error or str(failure), manifest, None)
 
 
 def _answers(run: Path, manifest: dict[str, Any]) -> Results:
@@ -333,7 +337,7 @@ def _answers(run: Path, manifest: dict[str, Any]) -> Results:
     return read_results(file)
 
 
-def _outcome(found: _Found, label: str, rule: VerdictConfig, trials: int) -> Outcome:
+def _outcome(found: Found, label: str, rule: VerdictConfig, trials: int) -> Outcome:
     seconds, score = sum(found.manifest.get("wall_s", {}).values()), None
     if found.answers:
         correct, n = sum(item.correct for item in found.answers.items), len(found.answers.items)
@@ -349,7 +353,7 @@ def _outcome(found: _Found, label: str, rule: VerdictConfig, trials: int) -> Out
 
 
 def _pairs(
-    best: Outcome, outcomes: list[Outcome], found: list[_Found], rule: VerdictConfig
+    best: Outcome, outcomes: list[Outcome], found: list[Found], rule: VerdictConfig
 ) -> tuple[list[Pair], list[float]]:
     """The best against each other trial, and the adjusted p values of all pairs."""
     answers = {one.trial.number: one.answers.items for one in found if one.answers}
