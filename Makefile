@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
-.PHONY: lab lint benchmark clean
+.PHONY: test-slurm lab lint benchmark clean
 
 help:
 	@echo "make install      the pinned packages into .venv; every other target does it first, too"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-ungar   our engine against UNGAR, which it installs into .venv-ungar"
 	@echo "make test-s3      imports from a server that speaks S3, which it installs into .venv-s3"
 	@echo "make test-reasoning-gym  every generator of reasoning-gym, installed into .venv-reasoning-gym (ten minutes)"
+	@echo "make test-slurm   a sweep on a Slurm of this machine, as root; installs Debian's, and submitit into .venv-slurm"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
 	@echo "make benchmark    seconds, tokens and traces a second of each stage"
@@ -66,6 +67,10 @@ test-s3: $(READY) .venv-s3/ready
 test-reasoning-gym: $(READY) .venv-reasoning-gym/ready
 	@RETRACE_REASONING_GYM_PYTHON=$(CURDIR)/.venv-reasoning-gym/bin/python $(BIN)/python -m pytest -m reasoning_gym -rP \
 		tests/evaluation/test_reasoning_gym_items.py
+
+test-slurm: .venv-slurm/ready
+	@command -v slurmd >/dev/null && command -v munged >/dev/null || apt-get install -y -qq --no-install-recommends slurm-wlm munge
+	@.venv-slurm/bin/python -m pytest -m slurm -rP tests/experiments/test_slurm.py
 
 clean:
 	rm -rf .venv .venv-*
@@ -117,3 +122,9 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv --clear .venv-s3
 	@.venv-s3/bin/pip install --quiet --disable-pip-version-check -r requirements-s3.txt
 	@touch .venv-s3/ready
+
+.venv-slurm/ready: requirements.txt requirements-slurm.txt
+	@echo "Installing submitit into .venv-slurm (once) …"
+	@$(PYTHON) -m venv --clear .venv-slurm
+	@.venv-slurm/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-slurm.txt
+	@touch .venv-slurm/ready
