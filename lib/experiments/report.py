@@ -153,15 +153,13 @@ def write_diff(path: Path, diff: Any, said: str, tables: list[Any], pictures: li
     atomic_write(path, page.render(diff=diff, said=said, tables=tables, drawn=drawn))
 
 
-def write_sweep(path: Path, report: Any) -> None:
-    """The trials of a sweep side by side, as one page; of a Report of `sweep_report`."""
-    from lib.experiments import sweep_report as words
-
+def write_sweep(path: Path, report: Any, tables: dict[str, Any]) -> None:
+    """The trials of a sweep side by side, as one page; of `sweep_report`, with its tables and sentences."""
     drawn = report.scored[:SHOWN_TRIALS] if report.best else []
     rows = [(one.label, one.score.accuracy, one.score.interval, one.score.together) for one in drawn]
     picture = Markup(svg(trials_figure(rows, 1 - report.rule.alpha))) if rows else None
     page = _templates().get_template("sweep.html.j2")
-    atomic_write(path, page.render(report=report, words=words, picture=picture, drawn=len(drawn)))
+    atomic_write(path, page.render(report=report, picture=picture, drawn=len(drawn), **tables))
 
 
 def write_index(path: Path, runs: list[dict[str, Any]]) -> None:

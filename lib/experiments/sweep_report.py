@@ -153,7 +153,16 @@ def write_report(report: Report) -> None:
 
     write_json(report.folder / "sweep.json", as_json(report))
     atomic_write(report.folder / "sweep.md", markdown(report))
-    write_sweep(report.folder / PAGE, report)
+    tables = {
+        "varied": [(key, values_of(values)) for key, values in report.varied.items()],
+        "head": TRIALS_HEAD,
+        "trials": [(one, trial_row(one)) for one in (*report.scored, *report.undone)],
+        "pairs_head": PAIRS_HEAD,
+        "pairs": [pair_row(pair) for pair in report.pairs],
+        "family": family(report),
+        "settings": settings_of(report),
+    }
+    write_sweep(report.folder / PAGE, report, tables)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -266,15 +275,21 @@ def _headline(
 ) -> str:
     scored, said = [one for one in outcomes if one.score], []
     if best and pairs:
-        equals = sum(one.score.correct == best.score.correct for one in scored) - 1
-        also = f", as {'has' if equals == 1 else 'have'} {equals} other{'' if equals == 1 else 's'}" if equals else ""
-        said.append(
-            f"{best.label} has the highest accuracy{also}: {_percent(best.score.accuracy)} of {best.score.n} items "
-            f"({_interval(best.score.together)}, an interval that holds for all {len(scored)} trials together, as the "
-            "best was picked by these very items)."
+        equals, everyone = sum(pair.paired.difference == 0 for pair in pairs), f"all {len(scored)}"
+        figure = (
+            f"{_percent(best.score.accuracy)} of {best.score.n} items ({_interval(best.score.together)}, an interval"
         )
-        said.append(_standing(pairs, p_values, rule))
-        said.append("Measure it on other items before its accuracy is quoted: the best of several is so by luck, too.")
+        if equals == len(pairs):
+            said.append(f"{everyone.capitalize() if equals > 1 else 'Both'} trials have the same accuracy: {figure} "
+                        f"that holds for all of them together). {_standing(pairs, p_values, rule)}")  # fmt: skip
+        else:
+            also = f", as {'has' if equals == 1 else 'have'} {equals} other{'' if equals == 1 else 's'}"
+            said.append(
+                f"{best.label} has the highest accuracy{also if equals else ''}: {figure} that holds for {everyone} "
+                "trials together, as the best was picked by these very items). "
+                f"{_standing(pairs, p_values, rule)} Measure it on other items before its accuracy is quoted: the best "
+                "of several is so by luck, too."
+            )
     elif scored and not comparable:
         said.append("The trials answered different items, so they are not compared, and none is called the best.")
     elif best:

@@ -107,7 +107,7 @@ def test_asked_to_end_a_sweep_ends_its_trials_which_record_it(toy, in_its_home):
     assert not (toy.folder / "sweep.html").exists()
 
 
-def test_f22_killed_it_is_started_again_and_waits_for_the_trial_that_lives_on(toy, in_its_home):
+def test_killed_it_is_started_again_and_waits_for_the_trial_that_lives_on(toy, in_its_home):
     killed = toy.start()
     until(lambda: commands(killed, 1) and commands(killed, 2), killed)
     [first], [second] = commands(killed, 1), commands(killed, 2)
@@ -136,7 +136,7 @@ def test_f22_killed_it_is_started_again_and_waits_for_the_trial_that_lives_on(to
     assert "1 of 2 trials not done" in (toy.folder / "sweep.html").read_text()
 
 
-def test_f25_resumed_it_comes_to_the_same_results_as_one_after_the_other(toy, in_its_home, monkeypatch, capsys):
+def test_resumed_it_comes_to_the_same_results_as_one_after_the_other(toy, in_its_home, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in toy.runs[1].rglob("*")}
     done = toy.start("resume", toy.folder.name)
     said, error = done.communicate(timeout=PATIENCE)

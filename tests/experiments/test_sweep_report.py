@@ -82,9 +82,11 @@ def test_some_beaten_is_said_so(tmp_path):
 
 
 def test_of_equals_the_first_is_shown_and_the_others_counted(tmp_path):
-    report = report_on(tmp_path, answers([1], 40), answers([2], 40), answers([3], 40))
+    report = report_on(tmp_path, answers([1], 40), answers([2], 40), answers([3], 40), answers([], 40))
     assert report.best.trial.number == 1
     assert report.headline.startswith("seed=1 has the highest accuracy, as have 2 others: 2.5 %")
+    report = report_on(tmp_path, answers([1], 40), answers([2], 40))
+    assert report.headline.startswith("Both trials have the same accuracy: 2.5 % of 40 items")
 
 
 def test_a_failed_trial_is_left_out_and_said_so(tmp_path):
@@ -132,7 +134,7 @@ def test_a_sweep_of_many_trials_draws_the_highest_and_lists_all(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")
-def test_f41_hostile_text_is_inert_on_the_page_and_in_the_markdown(tmp_path):
+def test_hostile_text_is_inert_on_the_page_and_in_the_markdown(tmp_path):
     every = "\n".join(PAYLOADS.values())
     report = report_on(tmp_path, answers([], 9), answers([1], 9), None, key=every, error=every)
     hostile = report._replace(

@@ -133,7 +133,7 @@ def test_what_is_wrong_is_refused_in_one_line_before_anything_is_written(text, s
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "x" * 61])
-def test_f39_a_hostile_name_is_refused(name, tmp_path, home, capsys):
+def test_a_hostile_name_is_refused(name, tmp_path, home, capsys):
     (tmp_path / "toy.yaml").write_text(f"name: {name!r}\nbase: configs/smoke.yaml\nvary: {{training.seed: [7]}}")
     assert main(["sweep", str(tmp_path / "toy.yaml")]) == 2
     assert "name: expected at most 60 letters" in capsys.readouterr().err and not home.exists()
