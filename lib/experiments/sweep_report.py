@@ -50,6 +50,8 @@ class Score(NamedTuple):
     together: Interval
     before: float
     weights_sha256: str
+    # What always giving the commonest answer is worth, where the model is not detectably better than that.
+    constant: float | None
 
     @property
     def accuracy(self) -> float:
@@ -290,6 +292,9 @@ def _headline(
                 f"{_standing(pairs, p_values, rule)} Measure it on other items before its accuracy is quoted: the best "
                 "of several is so by luck, too."
             )
+        if best.score.constant is not None:
+            said.append(f"It is not detectably better than always giving the commonest answer, which is correct for "
+                        f"{_percent(best.score.constant)}.")  # fmt: skip
     elif scored and not comparable:
         said.append("The trials answered different items, so they are not compared, and none is called the best.")
     elif best:
@@ -356,13 +361,15 @@ def _outcome(found: Found, label: str, rule: VerdictConfig, trials: int) -> Outc
     seconds, score = sum(found.manifest.get("wall_s", {}).values()), None
     if found.answers:
         correct, n = sum(item.correct for item in found.answers.items), len(found.answers.items)
+        evaluation = found.manifest["metrics"]["evaluation"]
         score = Score(
             correct,
             n,
             wilson_interval(correct, n, 1 - rule.alpha),
             wilson_interval(correct, n, 1 - rule.alpha / trials),
-            found.manifest["metrics"]["evaluation"]["before"]["accuracy"],
+            evaluation["before"]["accuracy"],
             found.manifest["metrics"]["weights_sha256"],
+            None if evaluation["constant"]["beaten"] else evaluation["constant"]["accuracy"],
         )
     return Outcome(found.trial, label, found.run, found.status, found.error, seconds, score)
 

@@ -36,7 +36,13 @@ def report_on(tmp_path: Path, *trials: Results | None, key: str = "training.seed
         manifest = {
             "wall_s": {"03_train": 2.0},
             "fingerprint": {"nproc": "2", "cpu": given.get("cpu", {}).get(number, "x")},
-            "metrics": {"evaluation": {"before": {"accuracy": 0.0}}, "weights_sha256": f"w{number}"},
+            "metrics": {
+                "evaluation": {
+                    "before": {"accuracy": 0.0},
+                    "constant": {"accuracy": 0.5, "beaten": number not in given.get("constant", [])},
+                },
+                "weights_sha256": f"w{number}",
+            },
         }
         status, error = ("done", "") if results else ("failed", given.get("error", "03_train: it broke"))
         trial = Trial(number, f"toy-0-{number}", {key: given.get("value", number)}, CONFIG)
@@ -87,6 +93,13 @@ def test_of_equals_the_first_is_shown_and_the_others_counted(tmp_path):
     assert report.headline.startswith("seed=1 has the highest accuracy, as have 2 others: 2.5 %")
     report = report_on(tmp_path, answers([1], 40), answers([2], 40))
     assert report.headline.startswith("Both trials have the same accuracy: 2.5 % of 40 items")
+
+
+def test_a_best_that_a_constant_answer_equals_is_said_so(tmp_path):
+    sides = answers([], 40), answers(list(range(20)), 40)
+    said = "It is not detectably better than always giving the commonest answer, which is correct for 50.0 %."
+    assert said in report_on(tmp_path, *sides, constant=[2]).headline
+    assert said not in report_on(tmp_path, *sides, constant=[1]).headline
 
 
 def test_a_failed_trial_is_left_out_and_said_so(tmp_path):
