@@ -3,10 +3,6 @@
 import ctypes
 import sys
 
-import jax
-
-from lib.files import home
-
 # A training step frees some hundred megabytes that the next one needs again. glibc hands them back to the system, and
 # to have each page anew costs a quarter of the step on a CPU. So it is told to keep them: no mapping of its own for a
 # large piece, no trimming, and one heap for all threads, as the others' give back what is free. It counts only if told
@@ -16,7 +12,3 @@ if sys.platform == "linux" and hasattr(glibc := ctypes.CDLL(None), "mallopt"):
     glibc.mallopt(M_ARENA_MAX, 1)
     glibc.mallopt(M_MMAP_MAX, 0)
     glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-# What took more than a second to compile is kept, and the next process that needs the same has it at once.
-if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update("jax_compilation_cache_dir", str(home() / ".compiled"))

@@ -29,6 +29,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lib.files import home
+
+# What took more than a second to compile is kept, and the next process that needs the same has it at once.
+if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(home() / ".compiled"))
+
 
 @dataclass(frozen=True)
 class GemmaConfig:

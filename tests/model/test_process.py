@@ -19,7 +19,7 @@ for _ in range(20):
     np.ones(1 << 22)  # 32 MiB, freed at once
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-CACHE = "import lib.model, jax; print(jax.config.jax_compilation_cache_dir)"
+CACHE = "import lib.model.gemma, jax; print(jax.config.jax_compilation_cache_dir)"
 
 
 def said(*words: str, **variables: str) -> str:
