@@ -11,6 +11,7 @@ Reading is strict and never repairs: no coercion, no unknown or repeated key, no
 bits, no NUL, no lone surrogate, nothing over a bound. It has two ways that agree. The quick one lets
 msgspec decode, and gives up at the first doubt; the careful one then decodes with the standard library,
 looks at every value, and names the field that is wrong. An import sends many lines at a time the quick way.
+A `meta` that nests more than seven deep is always read the careful way.
 """
 
 import json
@@ -19,8 +20,10 @@ import re
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, reduce
 from hashlib import sha1, sha256
+from itertools import repeat
+from operator import is_not
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -86,8 +89,13 @@ def parse_trace(line: bytes) -> Trace:
 
     Without an `id` it gets UUIDv5 of its canonical content; a `created_at` is brought to UTC.
     """
-    decoded = _decode_quickly([line])
-    return _identified(_settled(decoded[0] if decoded else read_strictly(line, Trace)))
+    if read := _read_quickly([line]):
+        [trace], [content], _ = read
+        trace = Trace(**{name: getattr(trace, name) for name in Trace.__struct_fields__})
+    else:
+        trace = _settled(read_strictly(line, Trace))
+        content = canonical(trace)
+    return trace if trace.id else replace(trace, id=_uuid5(content))
 
 
 def make_trace(
@@ -162,13 +170,8 @@ def read_entries(lines: list[bytes], now: str) -> list[Entry] | None:
     The record is the line itself, with what it lacks put in front: `{"prompt": …` becomes
     `{"created_at":"2025-…","id":"7c2f…","prompt": …`.
     """
-    lines = [line.strip(_BLANK) for line in lines]
-    if (traces := _decode_quickly(lines)) is None:
-        return None
-    try:
-        return [_entry(line, trace, now) for line, trace in zip(lines, traces, strict=True)]
-    except InvalidTrace:
-        return None
+    read = _read_quickly([line.strip(_BLANK) for line in lines])
+    return read and list(map(_entry, *read, repeat(now)))
 
 
 def utc_now() -> str:
@@ -218,9 +221,11 @@ class _Content(Struct, frozen=True, gc=False):
 
 _SORTED = msgspec.json.Encoder(order="sorted")
 _CONTENT = msgspec.json.Encoder(order="deterministic")  # sorts the keys of objects, and leaves those of a Struct
-_DECODER = msgspec.json.Decoder(Trace)
 _BLANK = b" \t\r\n"  # and nothing else: JSON knows fewer blanks than Python does
 _COUNTING = list(range(1000))
+_INT64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_SCALAR = str | _INT64 | float | bool | None
+_NESTED = reduce(lambda inner, _: _SCALAR | dict[str, inner] | list[inner], range(6), _SCALAR)
 _BACKSLASH, _MINUS, _QUOTE = b'\\-"'  # as numbers: looking for a number in bytes is three times faster than for bytes
 _OUR_TIME = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d\.\d{6}Z", re.ASCII)
 _MISMATCH = re.compile(r"Expected (?P<expected>.*?)(?:, got .*)?", re.DOTALL)
@@ -235,45 +240,43 @@ class _Object(dict[str, Any]):
         self.repeated = [] if len(pairs) == len(self) else _repeated(key for key, _ in pairs)
 
 
-def _decode_quickly(lines: list[bytes]) -> list[Trace] | None:
-    """The traces as they stand on the lines, or None at the first doubt about any.
+class _QuickTrace(Trace):
+    """A trace as the quick way reads it: what `meta` may hold is looked at while it is decoded."""
+
+    meta: dict[str, _NESTED] = {}
+
+
+_DECODER = msgspec.json.Decoder(_QuickTrace)
+
+
+def _read_quickly(lines: list[bytes]) -> tuple[list[Trace], list[bytes], list[bytes]] | None:
+    """The settled traces, their canonical contents, and the JSON of each; None at the first doubt about any line.
 
     No key is repeated if the lines hold as many strings as the traces: of values with the same key msgspec keeps
-    the last, and every other takes at least the string of its key with it.
+    the last, and every other takes at least the string of its key with it. Quotation marks tell how many there
+    are. The canonical content has all strings of a line but three keys of each step, `id` and `created_at`; and
+    it has `meta`, even where the line has none.
     """
     text = b"\n".join(lines)
     if len(text) > MAX_BYTES or (_BACKSLASH in text and b"\\u0000" in text):
         return None
     try:
-        traces = [_DECODER.decode(line) for line in lines]
-        strings = sum(map(_count_strings, traces))
-    except (ValueError, OverflowError, RecursionError):  # msgspec's own errors are ValueErrors
+        decoded = list(map(_DECODER.decode, lines))
+        traces = list(map(_settled, decoded))
+    except (ValueError, RecursionError, InvalidTrace):  # msgspec's own errors are ValueErrors
         return None
-    return traces if _count_quotes(text) == 2 * strings else None
-
-
-def _count_strings(trace: Trace) -> int:
-    """How many strings the trace holds, keys among them: four keys and three texts, three and two in each step."""
-    in_meta = _count_inside(trace.meta, 1)
-    return 7 + 5 * len(trace.steps) + (in_meta and in_meta + 1) + 2 * (trace.id != "") + 2 * (trace.created_at != "")
-
-
-def _count_inside(value: Any, depth: int) -> int:
-    """How many strings the object or list holds, keys among them; raises what `_decode_quickly` takes for a doubt."""
-    if depth >= MAX_DEPTH:
-        raise RecursionError
-    strings = 0
-    if type(value) is dict:
-        strings, value = len(value), value.values()
-    for item in value:
-        kind = type(item)
-        if kind is str:
-            strings += 1
-        elif kind is dict or kind is list:
-            strings += _count_inside(item, depth + 1)
-        elif kind is int and not -(2**63) <= item < 2**63:
-            raise OverflowError
-    return strings
+    contents = list(map(canonical, traces))
+    others = sum(
+        [
+            3 * len(trace.steps) + 2 * (trace.id != "") + 2 * (trace.created_at != "") - (not trace.meta)
+            for trace in traces
+        ]
+    )
+    if _count_quotes(text) != _count_quotes(b"\n".join(contents)) + 2 * others:
+        return None
+    if any(map(is_not, traces, decoded)):
+        lines = list(map(to_json, traces))
+    return traces, contents, lines
 
 
 def _count_quotes(text: bytes) -> int:
@@ -347,12 +350,9 @@ def _at(record: Any, path: str) -> Any:
     return record
 
 
-def _entry(line: bytes, trace: Trace, now: str) -> Entry:
-    """What `to_entry` makes of the trace as it stands on the line, but that the record is this line."""
-    if (settled := _settled(trace)) is not trace:
-        return to_entry(settled, now)
-    content, record = canonical(trace), line.decode()
-    id, created_at = trace.id or _uuid5(content), trace.created_at or now
+def _entry(trace: Trace, content: bytes, line: bytes, now: str) -> Entry:
+    """What `to_entry` makes of the trace, with its line for a record."""
+    id, created_at, record = trace.id or _uuid5(content), trace.created_at or now, line.decode()
     if not trace.id:
         record = f'{{"id":"{id}",{record[1:]}'
     if not trace.created_at:
@@ -370,10 +370,6 @@ def _settled(trace: Trace) -> Trace:
     if trace.created_at and (created_at := _in_utc(trace.created_at)) != trace.created_at:
         trace = replace(trace, created_at=created_at)
     return trace
-
-
-def _identified(trace: Trace) -> Trace:
-    return trace if trace.id else replace(trace, id=_uuid5(canonical(trace)))
 
 
 def _in_order(steps: tuple[Step, ...]) -> tuple[Step, ...]:

@@ -251,15 +251,21 @@ def test_f10_deep_nesting_is_refused(opening: bytes, closing: bytes, depth: int)
 
 
 @pytest.mark.parametrize("empty", [True, False])
-def test_f10_both_ways_stop_at_the_same_depth(empty: bool):
+def test_f10_the_bound_of_nesting_is_exact(empty: bool):
     for depth in range(MAX_DEPTH - 4, MAX_DEPTH + 2):
         line = toy(meta={"x": "DEEP"}).replace(b'"DEEP"', b"[" * depth + b"1" * (not empty) + b"]" * depth)
         if depth + 2 <= MAX_DEPTH:  # the record and its meta are two levels
-            assert parse_trace(line) and read_strictly(line, Trace) and read_entries([line], NOW)
-        else:
-            assert read_entries([line], NOW) is None
+            assert parse_trace(line) and read_strictly(line, Trace)
         if depth + 2 > MAX_DEPTH + empty:
             assert "deep" in refused(line).expected
+
+
+def test_what_nests_deep_is_read_the_careful_way():
+    for depth in range(10):
+        line = toy(meta={"x": "DEEP"}).replace(b'"DEEP"', b'[{"y":' * depth + b"1" + b"}]" * depth)
+        [entry] = read_entries([line], NOW) or [None]
+        assert (entry is None) == (depth > 3)
+        assert parse_trace(line).meta == json.loads(line)["meta"]
 
 
 def test_f10_over_one_mebibyte_is_refused():

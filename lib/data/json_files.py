@@ -70,7 +70,9 @@ def _lines(file: IO[bytes]) -> Iterator[Pieces]:
     while chunk := file.read(LINES_CHUNK):
         if not chunk.endswith(b"\n"):
             chunk += _rest_of_line(file)
-        lines = [line.removesuffix(b"\r") for line in chunk.removesuffix(b"\n").split(b"\n")]
+        lines = chunk.removesuffix(b"\n").split(b"\n")
+        if b"\r" in chunk:
+            lines = [line.removesuffix(b"\r") for line in lines]
         yield Pieces(first, lines)
         first += len(lines)
 
