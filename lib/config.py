@@ -137,8 +137,11 @@ class TrainingConfig:
     learning_rate: float = bounded(1e-5, low=0.0)
     # Updates until the peak; fewer than num_steps.
     warmup_steps: int = bounded(0, low=0)
-    # Examples on a device at once; × grad_accum_steps = examples an update.
+    # Rows on a device at once; × grad_accum_steps = rows an update.
     per_device_batch_size: int = bounded(2, low=1)
+    # An example a row: padded to the longest of all, or, bucketed, to that of its step, which has examples of like
+    # length. packed: rows of model.max_length, filled with examples that do not see one another.
+    batching: str = bounded("padded", of=("padded", "bucketed", "packed"))
     # Batches that one update is made of: the same update in less memory.
     grad_accum_steps: int = bounded(1, low=1)
     # adamw, or adafactor, which keeps hardly any state beside the weights.

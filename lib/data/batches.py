@@ -1,64 +1,142 @@
 """Training batches as a pure function of (seed, step): no iterator, so nothing to save and nothing to replay.
 
-The examples are shuffled anew for each epoch by a generator seeded with (seed, epoch); step s takes the next
-`batch_size` of them, going over into the following epoch where one runs out:
+    batches = Batches(examples, config.training, max_length=512)
+    batches.rows(7)     # [[12], [3], [40], [8]]: which examples stand in each row of step 7
+    batches[7]          # the same as arrays, Batch of [A, B, T]
 
-    batch_indices(n=5, batch_size=2, seed=0, step=2)   # the last of epoch 0 and the first of epoch 1
+The examples are shuffled anew for each epoch by a generator seeded with (seed, epoch), and laid into rows:
+
+    padded      one example a row, and all rows as long as the longest example needs
+    bucketed    one example a row; a step has examples of like length, and its rows are no longer than it needs
+    packed      rows of `max_length`, each filled with whole examples that do not see one another
+
+Step s takes the next A × B rows, going over into the following epoch where one runs out.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from lib.config import TrainingConfig
 from lib.data.renderer import EncodedExample
+
+MULTIPLE = 8  # lengths are rounded up to it, so that one compiled step serves many
+BUCKETS = 8  # so many steps are compiled, at most, for rows of several lengths
+STRETCH = 50  # steps among whose rows those of like length are looked for
 
 
 class Batch(NamedTuple):
-    """Rows of equal length, ready for the step; everything [B, T].
+    """Rows of equal length, ready for the step; everything [..., B, T].
 
-    tokens     2 4 105 108 5 0        what the model reads
-    targets    4 105 108 5 0 0        the token after each
-    loss_mask  F F T T F F            True where the target is trained on
-    valid      T T T T T F            False on padding
+    tokens     2 4 105 108   2 9 105   0      what the model reads, here two examples and padding
+    targets    4 105 108 5   9 105 7   0      the token after each
+    loss_mask  F F T T       F F T     F      True where the target is trained on
+    segments   1 1 1 1       2 2 2     0      which example of the row it is; 0 on padding
     """
 
     tokens: np.ndarray  # int32
     targets: np.ndarray  # int32
     loss_mask: np.ndarray  # bool
-    valid: np.ndarray  # bool
+    segments: np.ndarray  # int32
 
 
-def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which of n examples make up the batch of this step: [batch_size] int64."""
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set((places // n).tolist())}
-    return np.array([epochs[int(place // n)][place % n] for place in places])
+class Batches:
+    """The batches of a training, each of which depends on the examples, the settings and its step alone."""
+
+    def __init__(self, examples: list[EncodedExample], config: TrainingConfig, max_length: int):
+        self.examples, self.config = examples, config
+        self.lengths = [len(example.tokens) - 1 for example in examples]
+        self.length = row_length(1 + max(self.lengths), config.batching, max_length)
+        self.per_step = config.grad_accum_steps * config.per_device_batch_size
+        self.per_epoch = len(pack(self.lengths, self.length)) if config.batching == "packed" else len(examples)
+        self._epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def rows(self, step: int) -> list[list[int]]:
+        """Which examples stand in each row of a step, the first of which is 0."""
+        places = range(step * self.per_step, (step + 1) * self.per_step)
+        return [self._epoch(place // self.per_epoch)[place % self.per_epoch] for place in places]
+
+    def __getitem__(self, step: int) -> Batch:
+        rows, length = self.rows(step), self.length
+        if self.config.batching == "bucketed":
+            longest = max(self.lengths[index] for row in rows for index in row)
+            length = _rounded(longest, MULTIPLE * -(-length // (MULTIPLE * BUCKETS)))
+        flat = make_batch([[self.examples[index] for index in row] for row in rows], length)
+        A, B = self.config.grad_accum_steps, self.config.per_device_batch_size
+        return Batch(*(field.reshape(A, B, length) for field in flat))
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        """All rows of an epoch, in the order in which they are trained on."""
+        random = np.random.default_rng([self.config.seed, epoch])
+        order = random.permutation(len(self.examples)).tolist()
+        if self.config.batching == "packed":
+            rows = pack([self.lengths[index] for index in order], self.length)
+            return [[order[place] for place in rows[row]] for row in random.permutation(len(rows))]
+        if self.config.batching == "bucketed":
+            order = self._bucketed(order, -(epoch * len(order)) % self.per_step, random)
+        return [[index] for index in order]
+
+    def _bucketed(self, order: list[int], begun: int, random: np.random.Generator) -> list[int]:
+        """The order changed so that steps are of like length; the first `begun` fill the step of the last epoch."""
+        size, steps = self.per_step, []
+        for start in range(begun, len(order), STRETCH * size):
+            stretch = sorted(order[start : start + STRETCH * size], key=self.lengths.__getitem__)
+            steps += [stretch[at : at + size] for at in range(0, len(stretch), size)]
+        left = steps.pop() if steps and len(steps[-1]) < size else []
+        mixed = [index for step in random.permutation(len(steps)) for index in steps[step]]
+        return order[:begun] + mixed + left
 
 
-def make_batch(examples: list[EncodedExample], length: int, pad_id: int = 0) -> Batch:
-    """The examples side by side, padded on the right to `length` inputs each.
+def pack(lengths: list[int], room: int) -> list[list[int]]:
+    """Rows of at most `room`, best fit decreasing: the longest first, each where it leaves least.
+
+    pack([5, 3, 6, 2, 4], room=8)     # [[2, 3], [0, 1], [4]]
+    """
+    rows: list[list[int]] = []
+    waiting: dict[int, list[list[int]]] = {}  # rows by the room that is left in them
+    left_over = 0  # the same as bits: bit r is set where a row with room for r waits
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if fitting := left_over >> lengths[index]:
+            least = lengths[index] + (fitting & -fitting).bit_length() - 1
+            row = waiting[least].pop()
+            if not waiting[least]:
+                left_over ^= 1 << least
+        else:
+            least, row = room, []
+            rows.append(row)
+        row.append(index)
+        least -= lengths[index]
+        waiting.setdefault(least, []).append(row)
+        left_over |= 1 << least
+    return rows
+
+
+def make_batch(rows: list[list[EncodedExample]], length: int, pad_id: int = 0) -> Batch:
+    """The rows, each with its examples one behind the other, padded on the right to `length` inputs.
 
     Raises ValueError where one does not fit: what is too long is refused before training, never cut.
     """
-    shape = (len(examples), length)
+    shape = (len(rows), length)
     tokens, targets = np.full(shape, pad_id, np.int32), np.full(shape, pad_id, np.int32)
-    loss_mask, valid = np.zeros(shape, bool), np.zeros(shape, bool)
-    for row, example in enumerate(examples):
-        width = len(example.tokens) - 1
-        if width > length:
-            raise ValueError(f"example {row} has {width} tokens to read, the batch has room for {length}")
-        tokens[row, :width] = example.tokens[:-1]
-        targets[row, :width] = example.tokens[1:]
-        loss_mask[row, :width] = example.loss_mask[1:]
-        valid[row, :width] = True
-    return Batch(tokens, targets, loss_mask, valid)
+    loss_mask, segments = np.zeros(shape, bool), np.zeros(shape, np.int32)
+    for number, row in enumerate(rows):
+        start = 0
+        for segment, example in enumerate(row, 1):
+            place = slice(start, start := start + len(example.tokens) - 1)
+            if start > length:
+                raise ValueError(f"row {number} has {start} tokens to read, the batch has room for {length}")
+            tokens[number, place] = example.tokens[:-1]
+            targets[number, place] = example.tokens[1:]
+            loss_mask[number, place] = example.loss_mask[1:]
+            segments[number, place] = segment
+    return Batch(tokens, targets, loss_mask, segments)
 
 
-def batch_length(examples: list[EncodedExample], multiple: int = 8) -> int:
-    """Room that the longest example needs, rounded up, so that one compiled step serves all."""
-    return padded_length(max(len(example.tokens) for example in examples), multiple)
+def row_length(tokens: int, batching: str = "padded", max_length: int = 0) -> int:
+    """Inputs in the longest row, where so many tokens, the last of them only a target, are the longest example."""
+    return _rounded((max_length if batching == "packed" else tokens) - 1, MULTIPLE)
 
 
-def padded_length(tokens: int, multiple: int = 8) -> int:
-    """Room for an example of so many tokens, the last of which is only a target."""
-    return -(-(tokens - 1) // multiple) * multiple
+def _rounded(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.data.batches import padded_length
+from lib.data.batches import row_length
 from lib.data.dataset import dataset_tokenizer
 from lib.data.export import read_examples
 from lib.data.renderer import Example, question_of
@@ -130,7 +130,10 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
             raise RequestError(problem)
         shortest, longest = found.percentile(0), found.percentile(100)
         lines.append(f"tokens: {shortest} to {longest} an example, {found.trained_tokens} of {found.tokens} trained on")
-        shape, length = model_config(config.model.name, tokenizer), padded_length(longest)
+        shape, length = (
+            model_config(config.model.name, tokenizer),
+            row_length(longest, training.batching, config.model.max_length),
+        )
         _, planned = compiled_step(config, shapes_of(shape, config), length)
         check_plan(planned, shape, config, length)
         lines.append(f"model: {config.model.name}, {planned}")

@@ -277,18 +277,20 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def positions(valid: jax.Array) -> jax.Array:
-    """Place of each token in its own text, padding on either side not counted: [B, T] bool → int32.
+def positions(segments: jax.Array) -> jax.Array:
+    """Place of each token in its own text, where texts stand one behind the other: [B, T] → int32.
 
-    valid      F F T T T        positions  0 0 0 1 2
+    segments   0 0 1 1 1 2 2        positions  0 1 0 1 2 0 1        padding, on either side, is a segment of its own
     """
-    return jnp.maximum(jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
+    places = jnp.arange(segments.shape[-1], dtype=jnp.int32)
+    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=-1)
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
 
 
-def causal_mask(valid: jax.Array) -> jax.Array:
-    """Every token sees itself and the valid ones before it: [B, T] bool → [B, T, T] bool."""
-    T = valid.shape[-1]
-    return jnp.tril(jnp.ones((T, T), bool))[None] & valid[:, None, :]
+def causal_mask(segments: jax.Array) -> jax.Array:
+    """Every token sees itself and those before it in its own segment: [B, T] → [B, T, T] bool."""
+    T = segments.shape[-1]
+    return jnp.tril(jnp.ones((T, T), bool))[None] & (segments[:, :, None] == segments[:, None, :])
 
 
 def window_mask(queries: int, keys: int, index: jax.Array | int, window: int) -> jax.Array:

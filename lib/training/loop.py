@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lib.config import Config, TrainingConfig
-from lib.data.batches import Batch, batch_indices, batch_length, make_batch
+from lib.config import Config
+from lib.data.batches import Batch, Batches, make_batch, row_length
 from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.selection import is_held_out
 from lib.data.validation import encode_all
@@ -96,14 +96,16 @@ def train(
         about = {"dtype": str(model.params["embedding"].dtype), "weights_sha256": inputs["base_weights_sha256"]}
         adapts["adapts"] = {"seed": config.training.seed} | about
         model = with_lora(model, config.training.lora, config.training.seed)
-    length, shapes = batch_length(tuned_on), divided(model.graph, model.params)
-    step, planned = compiled_step(config, shapes, length)
+    batches = Batches(tuned_on, config.training, config.model.max_length)
+    shapes = divided(model.graph, model.params)
+    longest, planned = compiled_step(config, shapes, batches.length)
     print(planned)
-    check_plan(planned, model.config, config, length)
+    check_plan(planned, model.config, config, batches.length)
+    step = _step(config, shapes, longest, batches.length)
     if config.training.trainer == "tunix":
         step = tunix_step(shapes, config)
     try:
-        state, resumed_from, lines = _run(shapes, step, tuned_on, held_out, config, output, on_metrics, warn)
+        state, resumed_from, lines = _run(shapes, step, batches, held_out, config, output, on_metrics, warn)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -153,7 +155,7 @@ def _result(output: Path) -> TrainingResult:
 def _run(
     shapes: Shapes,
     train_step: Callable,
-    tuned_on: list[EncodedExample],
+    batches: Batches,
     held_out: list[EncodedExample],
     whole: Config,
     output: Path,
@@ -171,16 +173,16 @@ def _run(
     lines = _lines_until(output / "metrics.jsonl", start)
     _lines_until(output / "checkpoints.jsonl", start)
     held_out_loss = _held_out_loss(shapes, held_out, whole)
-    length = batch_length(tuned_on)
     began = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
-    clock, seen = time.perf_counter(), 0
+    clock, seen, batch = time.perf_counter(), 0, batches[start]
     with progress(config.num_steps, "training", "steps", initial=start) as bar:
         for step in range(start + 1, config.num_steps + 1):
-            batch = _batch(tuned_on, length, config, step - 1)
             state, metrics = train_step(state, shapes.frozen, batch)
+            seen += np.count_nonzero(batch.segments)
+            if step < config.num_steps:
+                batch = batches[step]  # while the device is at work
             found = {"loss": float(metrics.loss), "gradient norm": float(metrics.grad_norm)}
             _refuse_not_finite(step, found, schedule, output)
-            seen += int(batch.valid.sum())
             last = step == config.num_steps
             evaluates = held_out and (last or step % config.eval_every == 0)
             if last or evaluates or step % config.log_every == 0:
@@ -205,19 +207,25 @@ def _run(
     return state, start, lines
 
 
-def _batch(examples: list[EncodedExample], length: int, config: TrainingConfig, step: int) -> Batch:
-    """Step's batch as micro-batches: every field [A, B, T]."""
-    A, B = config.grad_accum_steps, config.per_device_batch_size
-    indices = batch_indices(len(examples), A * B, config.seed, step)
-    flat = make_batch([examples[index] for index in indices], length)
-    return Batch(*(field.reshape(A, B, length) for field in flat))
+def _step(config: Config, shapes: Shapes, longest: Callable, length: int) -> Callable:
+    """The training step for rows of any length, compiled once for each; for those of `length` it is `longest`."""
+    compiled = {length: longest}
+
+    def step(state: TrainState, frozen: dict[str, Any], batch: Batch) -> tuple[TrainState, StepMetrics]:
+        T = batch.tokens.shape[-1]
+        if T not in compiled:
+            compiled[T], _ = compiled_step(config, shapes, T)
+        return compiled[T](state, frozen, batch)
+
+    return step
 
 
 def _held_out_loss(shapes: Shapes, examples: list[EncodedExample], config: Config) -> Callable[[dict], float]:
     """Mean loss over the held-out examples, in batches of one compiled shape."""
     loss, B = jax.jit(sum_loss(shapes.graph, config.model.dtype)), config.training.per_device_batch_size
-    length = batch_length(examples) if examples else 0
-    batches = [_full(make_batch(examples[start : start + B], length), B) for start in range(0, len(examples), B)]
+    length = row_length(max((len(example.tokens) for example in examples), default=1))
+    rows = [[example] for example in examples]
+    batches = [_full(make_batch(rows[start : start + B], length), B) for start in range(0, len(rows), B)]
 
     def mean_loss(params: dict) -> float:
         sums = [loss(params, shapes.frozen, batch) for batch in batches]
@@ -261,14 +269,19 @@ def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, 
     content = hashlib.sha256(
         "".join(json.dumps([example.prompt, example.response]) + "\n" for example in examples).encode()
     )
-    return {
+    inputs = {
         "model": model.name,
         "dtype": model.dtype,
         "base_weights_sha256": model.weights_sha256,
         "tokenizer_sha256": hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest(),
         "examples_sha256": content.hexdigest(),
         "training": asdict(config.training),
-    } | ({"tunix": tunix_version()} if config.training.trainer == "tunix" else {})
+    }
+    if config.training.batching == "packed":
+        inputs["max_length"] = config.model.max_length
+    if config.training.trainer == "tunix":
+        inputs["tunix"] = tunix_version()
+    return inputs
 
 
 def _claim(output: Path, inputs: dict[str, Any], warn: Callable[[str], None]) -> list[str]:

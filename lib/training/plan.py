@@ -84,7 +84,7 @@ def compiled_step(config: Config, shapes: Shapes, length: int) -> tuple[jax.stag
     optimizer, _ = make_optimizer(training)
     state = TrainState(jnp.int32(0), shapes.trained, jax.eval_shape(optimizer.init, shapes.trained))
     rows = (training.grad_accum_steps, training.per_device_batch_size, length)
-    batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype) for dtype in (jnp.int32, jnp.int32, bool, bool)))
+    batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype) for dtype in (jnp.int32, jnp.int32, bool, jnp.int32)))
     step = make_train_step(shapes.graph, optimizer, config.model.dtype, training.remat)
     compiled = step.lower(state, shapes.frozen, batch).compile()
     return compiled, _plan(compiled, state, shapes)

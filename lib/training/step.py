@@ -58,7 +58,7 @@ def sum_loss(graph: nnx.GraphDef, dtype: str = "float32", remat: bool = False) -
 
     def loss(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         model: Gemma = nnx.merge(graph, in_dtype(join(frozen, params), dtype))
-        hidden, _ = model(batch.tokens, positions(batch.valid), causal_mask(batch.valid), remat=remat)
+        hidden, _ = model(batch.tokens, positions(batch.segments), causal_mask(batch.segments), remat=remat)
         losses = token_losses(model, hidden, batch.targets)  # [B, T]
         return jnp.sum(losses, where=batch.loss_mask), jnp.sum(batch.loss_mask)
 

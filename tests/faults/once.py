@@ -28,7 +28,8 @@ def main(request: dict[str, Any]) -> None:
 def data_alone(settings: list[str]) -> dict[str, str]:
     """Everything that a training reads, and the order it reads it in."""
     from lib.config import load_config
-    from lib.data.batches import batch_indices
+    from lib.data.batches import Batches
+    from lib.data.renderer import EncodedExample
     from lib.experiments import stages
     from lib.experiments.run import create_run
     from lib.files import sha256_bytes, sha256_file
@@ -36,7 +37,8 @@ def data_alone(settings: list[str]) -> dict[str, str]:
     config = load_config("configs/smoke.yaml", settings)
     run = create_run(config)
     dataset = stages.make_dataset(config)
-    order = [batch_indices(len(dataset.traces), 8, config.training.seed, step).tolist() for step in range(40)]
+    toy = [EncodedExample([2, 1], [False, True])] * len(dataset.traces)
+    order = [Batches(toy, config.training, 8).rows(step) for step in range(40)]
     return {
         "dataset": dataset.manifest["content_sha256"],
         "build": dataset.manifest["build_id"],

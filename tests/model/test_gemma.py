@@ -151,10 +151,11 @@ def test_geglu_is_its_formula():
 
 def test_masks_and_places_are_those_that_the_docstrings_draw():
     valid = jnp.array([[False, False, True, True, True]])
-    assert positions(valid).tolist() == [[0, 0, 0, 1, 2]] and positions(~valid[:, ::-1]).tolist() == [[0, 0, 0, 0, 1]]
+    assert positions(valid).tolist() == [[0, 1, 0, 1, 2]]
+    assert positions(jnp.array([[0, 0, 1, 1, 1, 2, 2]])).tolist() == [[0, 1, 0, 1, 2, 0, 1]]
     assert causal_mask(valid)[0].astype(int).tolist() == [
-        [0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
         [0, 0, 1, 0, 0],
         [0, 0, 1, 1, 0],
         [0, 0, 1, 1, 1],

@@ -107,7 +107,9 @@ def check_greedy(golden: Golden) -> None:
 
 def check_step(golden: Golden, scratch: Path) -> None:
     tokens, valid, trained_on = (golden.expected[name] for name in ("tokens", "valid", "trained_on"))
-    batch = Batch(tokens[None, :, :-1], tokens[None, :, 1:], trained_on[None, :, 1:], valid[None, :, :-1])
+    batch = Batch(
+        tokens[None, :, :-1], tokens[None, :, 1:], trained_on[None, :, 1:], valid[None, :, :-1].astype(np.int32)
+    )
     about = json.loads(str(golden.expected["about"]))
     optimizer = optax.sgd(about["learning_rate"])
     own = jax.tree.map(jnp.array, golden.params)

@@ -23,16 +23,21 @@ RAGGED = [(16, 3), (9, 8), (5, 1), (12, 6)]  # tokens, and how many of them are 
 
 
 @pytest.fixture(scope="module")
-def batch(small_model: Model) -> Batch:
-    """Four rows that are as different in length as rows can be: [4, T]."""
+def four(small_model: Model) -> list[EncodedExample]:
+    """Four examples that are as different in length as four can be."""
     source = np.random.default_rng(0)
-    examples = [
+    return [
         EncodedExample(
             source.integers(0, small_model.config.vocab_size, n + 1).tolist(), [False] * (n + 1 - m) + [True] * m
         )
         for n, m in RAGGED
     ]
-    return make_batch(examples, T)
+
+
+@pytest.fixture(scope="module")
+def batch(four: list[EncodedExample]) -> Batch:
+    """Each in a row of its own: [4, T]."""
+    return make_batch([[example] for example in four], T)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +68,18 @@ def assert_close(found: dict, expected: dict, tolerance: float) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
 
 
-def test_the_loss_is_the_naive_cross_entropy(small_model: Model, batch: Batch, gradient_of):
+@pytest.fixture(scope="module")
+def logits_of(small_model: Model) -> Callable[[Batch], np.ndarray]:
     @jax.jit
-    def logits_of(tokens: jax.Array, valid: jax.Array) -> jax.Array:
+    def logits(batch: Batch) -> jax.Array:
         model = nnx.merge(small_model.graph, small_model.params)
-        return model.logits(model(tokens, positions(valid), causal_mask(valid))[0])
+        return model.logits(model(batch.tokens, positions(batch.segments), causal_mask(batch.segments))[0])
 
-    logits, expected = np.asarray(logits_of(batch.tokens, batch.valid), np.float64), 0.0
+    return lambda batch: np.asarray(logits(batch))
+
+
+def test_the_loss_is_the_naive_cross_entropy(batch: Batch, gradient_of, logits_of):
+    logits, expected = logits_of(batch).astype(np.float64), 0.0
     for row in range(4):
         for t in range(T):
             if batch.loss_mask[row, t]:
@@ -93,11 +103,34 @@ def test_only_masked_targets_count(small_model: Model, batch: Batch, gradient_of
 
 def test_what_stands_in_the_padding_does_not_count(batch: Batch, gradient_of):
     (total, _), gradient = gradient_of(batch)
-    filled = batch._replace(tokens=np.where(batch.valid, batch.tokens, 9).astype(np.int32))
+    filled = batch._replace(tokens=np.where(batch.segments > 0, batch.tokens, 9).astype(np.int32))
     assert (filled.tokens != batch.tokens).any()
     (same, _), same_gradient = gradient_of(filled)
     assert total == same
     assert_close(same_gradient, gradient, 1e-6)
+
+
+def test_examples_of_one_row_are_as_if_alone(four: list[EncodedExample], batch: Batch, gradient_of, logits_of):
+    packed = make_batch([four], sum(n for n, _ in RAGGED) + 3)
+    alone, together = logits_of(batch), logits_of(packed)
+    for row, (n, _) in enumerate(RAGGED):
+        np.testing.assert_allclose(together[0][packed.segments[0] == row + 1], alone[row, :n], rtol=0, atol=2e-5)
+    (total, tokens), gradient = gradient_of(packed)
+    (expected, same_tokens), expected_gradient = gradient_of(batch)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert tokens == same_tokens
+    assert_close(gradient, expected_gradient, 2e-6)
+
+
+def test_no_example_of_a_row_sees_another(four: list[EncodedExample], logits_of):
+    room = sum(n for n, _ in RAGGED) + 3
+    packed = make_batch([four], room)
+    before = logits_of(packed)[0]
+    for segment in range(1, 5):
+        here = packed.segments == segment
+        after = logits_of(packed._replace(tokens=np.where(here, 9, packed.tokens).astype(np.int32)))[0]
+        np.testing.assert_array_equal(after[~here[0]], before[~here[0]])
+        assert (after[here[0]] != before[here[0]]).any()
 
 
 def test_the_prompt_is_read_though_it_is_not_trained_on(batch: Batch, gradient_of):
@@ -180,7 +213,7 @@ def test_the_loss_in_chunks_and_its_gradient_equal_the_loss_at_once(tokens, smal
 
     def mean(params: dict, most: int) -> jax.Array:
         model = nnx.merge(small_model.graph, params)
-        hidden, _ = model(batch.tokens, positions(batch.valid), causal_mask(batch.valid))
+        hidden, _ = model(batch.tokens, positions(batch.segments), causal_mask(batch.segments))
         return jnp.mean(token_losses(model, hidden, batch.targets, most), where=batch.loss_mask)
 
     V = small_model.config.vocab_size
