@@ -6,7 +6,7 @@
 
 Accuracy is correct items over all items: one without a readable answer, or cut off by the token limit, is not
 correct, and is counted apart from a wrong one. Where an item's task is known, each step of the completion is checked
-against its engine; a completion is sound when every step of it is true and none is missing.
+against its engine; a completion is sound when every step of it that can be checked is true and none is missing.
 
 Of several samples of an item, the answer is the one that most of them give, and the completion that is shown, judged
 and checked is the first with that answer. Confidence is the probability that the model gives to that completion.
@@ -32,7 +32,7 @@ from lib.evaluation.metrics import (
 )
 from lib.evaluation.scoring import normalised, reasoning_steps
 from lib.evaluation.statistics import Interval, wilson_interval
-from lib.tasks import TASKS
+from lib.tasks import check_steps
 from lib.tasks.steps import StepCheck
 from lib.trace import TRACE_VERSION
 
@@ -62,7 +62,8 @@ class ItemResult(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        return bool(self.checks) and all(check.correct for check in self.checks)
+        told = [check.correct for check in self.checks if check.correct is not None]
+        return bool(told) and all(told)
 
     @property
     def unsound(self) -> bool:
@@ -72,7 +73,7 @@ class ItemResult(NamedTuple):
     @property
     def first_wrong(self) -> int | None:
         """The number of the first step that is wrong or missing, from 1."""
-        return next((number for number, check in enumerate(self.checks, 1) if not check.correct), None)
+        return next((number for number, check in enumerate(self.checks, 1) if check.correct is False), None)
 
     @property
     def first_error(self) -> str:
@@ -98,9 +99,9 @@ class Summary(NamedTuple):
     """Figures of one model.
 
     `checked` items are of a known task; of these `sound` are true in every step, and `no_reasoning` have no step at
-    all. `steps` counts the steps of all others, those that are missing among them, and `true_steps` the true ones;
-    `first_errors` has how many went wrong first at step 1, 2 …, `errors` how many steps are wrong, by kind of step and
-    of error.
+    all. `steps` counts the steps of all others that can be checked, those that are missing among them, and
+    `true_steps` the true ones; `first_errors` has how many went wrong first at step 1, 2 …, `errors` how many steps
+    are wrong, by kind of step and of error.
     """
 
     n: int
@@ -172,10 +173,10 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
         no_reasoning=len(checked) - len(reasoned),
         right_answer_wrong_reasoning=sum(item.correct and item.unsound for item in checked),
         wrong_answer_right_reasoning=sum(item.sound and item.verdict == "wrong" for item in checked),
-        steps=sum(len(item.checks) for item in reasoned),
-        true_steps=sum(check.correct for item in reasoned for check in item.checks),
+        steps=sum(check.correct is not None for item in reasoned for check in item.checks),
+        true_steps=sum(check.correct is True for item in reasoned for check in item.checks),
         first_errors=_counted(item.first_wrong for item in reasoned if item.first_wrong),
-        errors=_counted((c.kind, c.error) for item in reasoned for c in item.checks if not c.correct),
+        errors=_counted((c.kind, c.error) for item in reasoned for c in item.checks if c.correct is False),
         samples=samples,
         pass_at_1=mean_pass_at_k(votes, 1),
         pass_at_all=mean_pass_at_k(votes, samples),
@@ -211,7 +212,6 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
     if type(record["logprob"]) not in (int, float) or not record["logprob"] <= 0:
         raise ValueError(f"logprob: expected a number of at most 0, got {record['logprob']!r}")
     steps = reasoning_steps(_text(record, "completion"))
-    task = TASKS.get(meta.get("task", ""))
     return ItemResult(
         id=_text(meta, "eval_id"),
         prompt=_text(record, "prompt"),
@@ -222,7 +222,7 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
         answer=_text(record, "final_answer"),
         verdict=record["verdict"],
         steps=steps,
-        checks=task.check_steps(meta["state"], steps) if task else [],
+        checks=check_steps(meta.get("task", ""), meta.get("state"), steps),
         num_tokens=record["num_tokens"],
         logprob=record["logprob"],
     )

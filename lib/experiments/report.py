@@ -77,7 +77,7 @@ def _shown_step(place: int, item: ItemResult, other: ItemResult | None) -> Shown
     text = item.steps[place] if place < len(item.steps) else ""
     check = item.checks[place] if place < len(item.checks) else None
     theirs = other.steps[place] if other and place < len(other.steps) else ""
-    mark = "" if check is None else "true" if check.correct else check.error
+    mark = "" if check is None or check.correct is None else "true" if check.correct else check.error
     return ShownStep(text, mark, check.reason if check else "", other is not None and text != theirs)
 
 

@@ -73,6 +73,12 @@ def check(step: str) -> StepCheck | None:
     return StepCheck("equation", True, "") if found else None
 
 
+def check_steps(contents: list[str]) -> list[StepCheck]:
+    """One check a step of a completion, which says nothing of those without an equation; none where none has any."""
+    checks = [check(step) or StepCheck("words", None, "") for step in contents]
+    return checks if any(check.correct is not None for check in checks) else []
+
+
 def why_not(worked: str, answer: str) -> str:
     """Why a worked answer makes no trace; empty where it does.
 

@@ -18,6 +18,7 @@ from lib.trace import Trace
 class StepCheck(NamedTuple):
     """Whether a step is true; `kind` names what it should have said, `reason` what is wrong with it.
 
+    `correct` is None of a step that says nothing that the task could check.
     `error` is the kind of process error, empty where the step is true:
     missing      the steps end before it
     unreadable   it is not written as a step of its kind
@@ -26,7 +27,7 @@ class StepCheck(NamedTuple):
     """
 
     kind: str
-    correct: bool
+    correct: bool | None
     reason: str
     error: str = ""
 

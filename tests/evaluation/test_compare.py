@@ -128,6 +128,22 @@ def test_steps_of_an_unknown_task_are_not_checked_and_not_called_sound(tmp_path)
     assert found.after_summary.right_answer_wrong_reasoning == 0
 
 
+def test_steps_of_gsm_symbolic_are_their_equations_and_words_count_neither_way(tmp_path):
+    def answered(number: int, *steps: str) -> dict:
+        completion = render_response(list(steps), "8")
+        return item(number, "correct", completion, task="reasoning_gym", state={"generator": "gsm_symbolic"})
+
+    after = [
+        answered(0, "Let T be the balls.", "That is 5 + 3 = 8."),
+        answered(1, "Let T be the balls.", "That is 5 + 2 = 8."),
+        answered(2, "Let T be the balls.", "There are eight."),
+    ]
+    found = compared(tmp_path, items("wrong", "wrong", "wrong"), after).after_summary
+    assert (found.checked, found.sound, found.right_answer_wrong_reasoning) == (2, 1, 1)
+    assert (found.true_steps, found.steps, found.first_errors) == (1, 2, {2: 1})
+    assert found.errors == {("equation", "false"): 1}
+
+
 def test_identical_before_and_after_is_no_detectable_change(tmp_path):
     same = items(*["correct", "wrong", "unscored", "truncated"] * 40)
     found = compared(tmp_path, same, same)

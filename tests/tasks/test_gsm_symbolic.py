@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lib.tasks.gsm_symbolic import check, equations, steps, why_not
+from lib.tasks.gsm_symbolic import check, check_steps, equations, steps, why_not
 
 # What stands in the worked answers of reasoning-gym 0.1.25, and the equations in it.
 WRITTEN = {
@@ -77,6 +77,12 @@ def test_a_result_may_be_rounded_to_the_decimals_that_it_has(step: str):
 
 def test_a_step_without_an_equation_is_neither_true_nor_false():
     assert check("Let T be the number of balls.") is None
+
+
+def test_a_completion_is_checked_where_it_holds_an_equation():
+    found = check_steps(["Let T be the number of balls.", "That is 5 + 3 = 8.", "So 8 * 2 = 17."])
+    assert [check.correct for check in found] == [None, True, False] and found[2].reason.startswith("8 * 2 = 17")
+    assert check_steps(["Eight of them.", "Two are red."]) == check_steps([]) == []
 
 
 def test_steps_are_lines_without_numbers_and_bullets_each_with_its_heading():
