@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
-.PHONY: test-slurm lab lint benchmark clean
+.PHONY: test-slurm lab lint bench clean
 
 help:
 	@echo "make install      the pinned packages into .venv; every other target does it first, too"
@@ -24,7 +24,7 @@ help:
 	@echo "make test-slurm   a sweep on a Slurm of this machine, as root; installs Debian's, and submitit into .venv-slurm"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make lint         ruff"
-	@echo "make benchmark    seconds, tokens and traces a second of each stage"
+	@echo "make bench       speed and memory, beside Tunix, TRL and transformers, into docs/performance.md (an hour)"
 	@echo "make clean        remove .venv and those beside it (runs/ stays)"
 
 install: $(READY)
@@ -46,8 +46,9 @@ lint: $(READY)
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
 
-benchmark: $(READY)
-	@$(BIN)/python benchmarks/quickstart.py
+bench: $(READY) .venv-tunix/ready .venv-peers/ready
+	@RETRACE_TUNIX_PYTHON=$(CURDIR)/.venv-tunix/bin/python RETRACE_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python \
+		$(BIN)/python benchmarks/performance.py
 
 test-parity: $(READY) .venv-parity/ready
 	@RETRACE_PARITY_PYTHON=$(CURDIR)/.venv-parity/bin/python $(BIN)/python -m pytest -m parity -rP tests/model
@@ -116,6 +117,12 @@ $(READY): requirements.txt pyproject.toml
 	@.venv-tunix/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@.venv-tunix/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-tunix.txt
 	@touch .venv-tunix/ready
+
+.venv-peers/ready: requirements-peers.txt $(READY)
+	@echo "Installing torch, transformers and TRL into .venv-peers (once) …"
+	@$(PYTHON) -m venv --clear .venv-peers
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	@touch .venv-peers/ready
 
 .venv-s3/ready: requirements-s3.txt $(READY)
 	@echo "Installing a server that speaks S3 into .venv-s3 (once) …"

@@ -6,6 +6,7 @@ of its own, compiles first, and then takes turns with the others, the order turn
 the ratio of ours to each peer's, turn by turn: min, median, max.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -43,6 +44,19 @@ class Worker:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--tunix", default=os.environ.get("RETRACE_TUNIX_PYTHON", ""), metavar="PYTHON")
+    parser.add_argument("--torch", default=os.environ.get("RETRACE_PEERS_PYTHON", ""), metavar="PYTHON")
+    parser.add_argument("--turns", type=int, default=5)
+    return parser
+
+
+def row(work: str, who: str, figure: str, ratio: str = "") -> None:
+    """A row of the table of docs/performance.md."""
+    print(f"| {work} | {who} | {figure} | {ratio} |", flush=True)
 
 
 def machine() -> str:

@@ -14,9 +14,7 @@ masks what is no answer, the others train on all tokens; the work is the same. `
 multiplications have of what the same process reaches in a product of two 2048 × 2048 matrices.
 """
 
-import argparse
 import json
-import os
 import random
 import sys
 import tempfile
@@ -35,46 +33,44 @@ Trainer = Callable[[int], tuple[int, float]]  # trains for so many steps; how ma
 
 
 def main(tunix: str, torch: str, turns: int, steps: int) -> None:
-    print(f"{peers.machine()}, {turns} turns of {steps} steps", flush=True)
+    pythons = {"ours": sys.executable, "tunix": tunix, "transformers": torch, "trl": torch}
+    print(f"{peers.machine()}, {turns} turns of {steps} steps", file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         peers.write_model(folder, scale=0.02)
         write_works(folder)
-        pythons = {"ours": sys.executable, "tunix": tunix, "transformers": torch, "trl": torch}
         workers = {
             name: peers.Worker(__file__, name, python, folder, peers.ALLOCATOR)
             for name, python in pythons.items()
             if python
         }
-        for work in ("full", "ragged"):
-            compare(work, workers, turns, steps)
+        for work, ways in {"full": WAYS[:1], "ragged": WAYS}.items():
+            compare(work, ways, workers, turns, steps)
         for worker in workers.values():
             worker.stop()
 
 
-def compare(work: str, workers: dict[str, peers.Worker], turns: int, steps: int) -> None:
-    peak = workers["ours"].ask("matmul 0")["flops"]
-    lines = {"ours": workers["ours"]} | {name: worker for name, worker in workers.items() if name != "ours"}
-    ways = WAYS if work == "ragged" else WAYS[:1]
+def compare(work: str, ways: tuple[str, ...], workers: dict[str, peers.Worker], turns: int, steps: int) -> None:
     asked = {f"ours, {way}": (workers["ours"], f"{work}-{way}") for way in ways}
-    asked |= {name: (worker, work) for name, worker in lines.items() if name != "ours"}
+    asked |= {name: (worker, work) for name, worker in workers.items() if name != "ours"}
     for worker, what in asked.values():
-        worker.ask(f"{what} 2")  # compiles
+        worker.ask(f"{what} 3")  # compiles
     speeds: dict[str, list[float]] = {name: [] for name in asked}
+    peaks = []
     for turn in range(turns):
+        peaks.append(workers["ours"].ask("matmul 0")["flops"])
         names = list(asked)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             worker, what = asked[name]
             done = worker.ask(f"{what} {steps}")
             speeds[name].append(done["tokens"] / done["seconds"])
     for name, own in speeds.items():
-        line = f"{work:7} {name:15} {median(own):6,.0f} useful tokens/s"
+        figure = f"{median(own):,.0f} useful tokens/s"
         if work == "full":
-            line += f", {median(own) * flops_a_token() / peak:.0%} of the peak of {peak / 1e9:.0f} GFLOP/s"
-        if not name.startswith("ours"):
-            for way in ways:
-                line += f"; {way} is {peers.ratio(speeds[f'ours, {way}'], own)} x"
-        print(line, flush=True)
+            share = median(speed * flops_a_token() / peak for speed, peak in zip(own, peaks, strict=True))
+            figure += f", {share:.0%} of the peak of {median(peaks) / 1e9:.0f} GFLOP/s"
+        ratios = [f"{way} {peers.ratio(speeds[f'ours, {way}'], own)}" for way in ways if not name.startswith("ours")]
+        peers.row(f"training, {work}", name, figure, "; ".join(ratios))
 
 
 def flops_a_token() -> float:
@@ -308,9 +304,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         work_on(sys.argv[2], Path(sys.argv[3]))
         sys.exit()
-    parser = argparse.ArgumentParser(description="Training beside Tunix's, TRL's and a loop over transformers.")
-    parser.add_argument("--tunix", default=os.environ.get("RETRACE_TUNIX_PYTHON", ""))
-    parser.add_argument("--torch", default=os.environ.get("RETRACE_PEERS_PYTHON", ""))
-    parser.add_argument("--turns", type=int, default=5)
+    parser = peers.arguments("Training beside Tunix's, TRL's and a loop over transformers.")
     parser.add_argument("--steps", type=int, default=10)
     main(**vars(parser.parse_args()))
