@@ -25,7 +25,7 @@ Made by `make bench` on {date}, on {machine}: {processor}. {versions}.
 
 Peers run in environments of their own, on the same weights and data, with the allocator setting that made ours fast;
 each has a process, compiles first, and they take turns. A figure is the median of the turns. A ratio says how many
-times as fast ours is, turn by turn: smallest, median and largest. What differs by less than a tenth is as good as equal.
+times as fast ours is, turn by turn: smallest, median and largest. What differs by less than a tenth counts as equal.
 What each line is exactly stands at the head of `benchmarks/training.py` and `benchmarks/generation.py`.
 
 | work | who | figure | ours is so many times as fast |
