@@ -14,7 +14,7 @@ import pytest
 
 from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig, to_dict
 from lib.data.dataset import Dataset
-from lib.data.renderer import Example, render_prompt
+from lib.data.renderer import Example, render_example, render_prompt
 from lib.data.selection import is_held_out
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root, sealed, write_json
@@ -151,6 +151,27 @@ def test_f25_resume_equals_uninterrupted(whole: Run, copy: Path, small_model: Mo
     result, warnings = resumed(small_model, examples, copy)
     assert (result.resumed_from, warnings) == (30, [])
     assert result.weights_sha256 == whole.result.weights_sha256 and metrics(copy) == metrics(whole.output)
+
+
+@pytest.mark.parametrize("batching", ["bucketed", "packed"])
+def test_f25_rows_of_several_lengths_or_examples_are_gone_on_with_as_well(
+    batching: str, small_model: Model, dataset: Dataset, tmp_path: Path, compiled_once: None
+):
+    ragged = [
+        render_example(trace, recipe)
+        for trace, recipe in zip(dataset.traces, ["answer_sft_v1", "trace_sft_v1"] * 4, strict=False)
+    ]
+    config = replace(CONFIG, model=ModelConfig(max_length=256), training=replace(
+        CONFIG.training, num_steps=8, log_every=1, checkpoint_every=2, batching=batching
+    ))  # fmt: skip
+    whole = train(small_model, ragged, config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(small_model, ragged, config, tmp_path / "killed", on_metrics=killed_at(5))
+    again = train(small_model, ragged, config, tmp_path / "killed")
+    assert (again.resumed_from, again.weights_sha256) == (4, whole.weights_sha256)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    losses = [line["loss"] for line in metrics(tmp_path / "whole")]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("damaged, resumed_from", [([30], 20), ([20, 30], 0)])
