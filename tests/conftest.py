@@ -1,5 +1,6 @@
 """What the tests share: a home of their own, and a toy dataset with a model small enough to train in a second."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The same program is compiled by XLA once for all tests: compiling is nearly all of the time that they take."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    scratch = tmp_path_factory.getbasetemp()
+    shared = scratch.parent if "PYTEST_XDIST_WORKER" in os.environ else scratch  # by all workers
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
