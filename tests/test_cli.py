@@ -413,7 +413,7 @@ WRONG = {
     "flag with a value in it": (["traces", "list", "--limti=3"], "did you mean --limit?"),
     "unlike any flag": (["traces", "list", "--zzzz"], "see python -m lib traces list --help"),
     "shortened flag": (["traces", "list", "--lim", "3"], "did you mean --limit?"),
-    "word for a number": ([*GENERATE, "--count", "many"], "invalid int value: 'many'"),
+    "word for a number": ([*GENERATE, "--count", "many"], "expected a whole number, got 'many'"),
     "no count": ([*GENERATE, "--count", "0"], "expected at least 1, got 0"),
     "unknown game": (["traces", "generate", "--game", "poker", "--count", "1"], "expected one of high_card_duel"),
     "misspelt choice": (["traces", "import", "x", "--on-bad-record", "quarantin"], "did you mean quarantine?"),

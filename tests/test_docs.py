@@ -15,6 +15,7 @@ import yaml
 
 from lib.__main__ import parser
 from lib.config import load_config
+from lib.errors import RequestError
 from lib.files import repository_root
 
 ROOT = repository_root()
@@ -66,11 +67,11 @@ def test_the_readme_is_three_screens_and_its_first_commands_are_the_two():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_every_command_is_one(command: Command, capsys: pytest.CaptureFixture):
+def test_every_command_is_one(command: Command):
     try:
         arguments = parser().parse_args(command.words)
-    except SystemExit as exit:
-        pytest.fail(f"{command}: {capsys.readouterr().err or exit}")
+    except RequestError as error:
+        pytest.fail(f"{command}: {error}")
     if (config := getattr(arguments, "config", None)) in CONFIGS:
         load_config(config, getattr(arguments, "set", None) or [])
 
@@ -206,6 +207,7 @@ def edit(path: Path, lines: list[str]) -> None:
 
 JUDGED = """
 from lib.config import load_config
+from lib.errors import RequestError
 from lib.experiments.stages import find_eval_set, make_dataset
 from lib.tasks import weekdays
 config = load_config("configs/weekdays_checked.yaml")

@@ -21,6 +21,7 @@ LAYERS = [
     {"data", "model"},
     {"training", "evaluation"},
     {"experiments"},
+    {"commands"},
     {"__main__"},
 ]
 BESIDE = {("model", "data")}  # a model's folder holds its tokenizer

@@ -33,8 +33,16 @@ def tokenizer_beside(data: Path, examples: list[Example]) -> tuple[Tokenizer, st
     return dataset_tokenizer(examples), "by a tokenizer learned from the file"
 
 
-def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable[[dict], None]) -> Any:
+def train_on_file(
+    config: Config,
+    data: Path,
+    output: Path,
+    on_metrics: Callable[[dict], None],
+    say: Callable[[str], None] = print,
+) -> Any:
     """Fine-tune on a training file into `output`, with a manifest at the end. Returns the TrainingResult.
+
+    `say` is told what is done, before the first step is.
 
     Raises RequestError for what is wrong with the request, RetraceError where training fails.
     """
@@ -49,6 +57,7 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
     output.mkdir(parents=True, exist_ok=True)
     with at_work(output):
         sweep(output)
+        say(f"training {config.model.name} on {_planned(examples, config)}, into {shown_path(output)}")
         tokenizer_file = output / "tokenizer.json"
         if is_from_scratch(config.model.name):
             tokenizer = tokenizer_beside(data, examples)[0]
@@ -58,9 +67,9 @@ def train_on_file(config: Config, data: Path, output: Path, on_metrics: Callable
         model = configured_base(config, tokenizer_file)
         with suppress(DamagedError):
             if finished(output):
-                return train(model, examples, config, output)  # compares the inputs, and changes nothing
+                return train(model, examples, config, output, warn=say)  # compares the inputs, and changes nothing
         with _recorded(config, data, output) as close:
-            result = train(model, examples, config, output, on_metrics)
+            result = train(model, examples, config, output, on_metrics, say, say)
             metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
             close("done", metrics, {"train": result.seconds})
     return result
@@ -108,11 +117,9 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     if all(is_held_out(question_of(example.prompt, config.system_instruction)) for example in examples):
         raise RequestError(f"{data}: all {len(examples)} examples fall to the held-out side; give more examples")
     training = config.training
-    batch = training.per_device_batch_size * training.grad_accum_steps
-    epochs = training.num_steps * batch / len(examples)
     lines = [
         f"dry run: nothing is trained, and {shown_path(output)}/run_manifest.json says so",
-        f"data: {len(examples)} examples; {training.num_steps} steps of {batch} are {epochs:.1f} epochs",
+        f"data: {_planned(examples, config)}",
     ]
     try:
         if is_from_scratch(config.model.name):
@@ -145,6 +152,11 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     attempt = {"started_at": utc_now(), **save_code(output)}
     _write_manifest(config, data, output, attempt, fingerprint(), "dry_run")
     return lines
+
+
+def _planned(examples: list[Example], config: Config) -> str:
+    steps, batch = config.training.num_steps, config.training.per_device_batch_size * config.training.grad_accum_steps
+    return f"{len(examples)} examples; {steps} steps of {batch} are {steps * batch / len(examples):.1f} epochs"
 
 
 def _write_manifest(

@@ -72,6 +72,7 @@ def train(
     output: Path,
     on_metrics: Callable[[Metrics], None] = lambda line: None,
     warn: Callable[[str], None] = print,
+    say: Callable[[str], None] = print,
 ) -> TrainingResult:
     """Fine-tune the weights of `model`, or adapters beside them, on the model's turns of `examples`.
 
@@ -99,7 +100,7 @@ def train(
     batches = Batches(tuned_on, config.training, config.model.max_length)
     shapes = divided(model.graph, model.params)
     longest, planned = compiled_step(config, shapes, batches.length)
-    print(planned)
+    say(planned)
     check_plan(planned, model.config, config, batches.length)
     step = _step(config, shapes, longest, batches.length)
     if config.training.trainer == "tunix":
