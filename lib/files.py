@@ -8,6 +8,8 @@ renamed over it, so that a reader sees the old content or the new, never a mixtu
     child(home, "datasets", "quickstart-v1") # refuses "../x", "/etc", a name with a NUL …
 """
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -97,16 +99,22 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that becomes `path` when the block ends, and leaves no trace when it raises.
 
+    What an earlier writer of the same path left that was killed is removed first.
     Raises RequestError where there is something at `path` already but an empty folder. An OSError names `path`.
     """
     path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RequestError(f"{path}: there is something already; give a folder that is new or empty")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = ""
+    scratch, prefix = "", f".{path.name[:60]}."
+    _remove_stale(path.parent, prefix)
     try:
-        scratch = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
-        yield Path(scratch)
+        scratch = tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".tmp")
+        lock = _held(scratch)
+        try:
+            yield Path(scratch)
+        finally:
+            os.close(lock)
         os.chmod(scratch, 0o777 & ~_umask())
         os.replace(scratch, path)
     except BaseException as error:
@@ -115,6 +123,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+def _remove_stale(folder: Path, prefix: str) -> None:
+    """The folders of writers that were killed: a living one holds the lock of its own, and it ends with the process."""
+    for stray in folder.glob(f"{glob.escape(prefix)}????????.tmp"):
+        with suppress(OSError):  # held, or no folder
+            os.close(_held(stray))
+            shutil.rmtree(stray, ignore_errors=True)
+
+
+def _held(folder: Path | str) -> int:
+    """A handle that holds the folder's lock until it is closed. Raises OSError where another process holds it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def check_writable(path: Path) -> None:

@@ -140,6 +140,7 @@ def test_each_verb_says_what_it_did_and_where(job):
     assert f"Checkpoint: {job.output / 'checkpoint-final'}" in job.printed["train"]
     assert "3 items of high_card_duel_v1 answered" in job.printed["before"]
     verdict, report = job.printed["report"].splitlines()
+    assert "Warning: " not in verdict
     assert f"**{verdict}**" in Path(report.removeprefix("Report: ")).read_text()
 
 
@@ -175,6 +176,15 @@ def test_another_seed_is_another_base(in_job, call, tmp_path):
     ended = call("eval", "generate", *words, "evaluation.limit=1", "--seed", 8, "--output", tmp_path / "o.jsonl")
     assert ended.status == 0 and len((tmp_path / "o.jsonl").read_text().splitlines()) == 1
     assert weights_of(tmp_path / "o.jsonl").isdisjoint(weights_of(in_job.before))
+    asked = [
+        "--before",
+        tmp_path / "o.jsonl",
+        "--after",
+        lines(tmp_path / "a.jsonl", in_job.after.read_text().split("\n")[0]),
+    ]
+    held = call("eval", "report", *asked, "--output", tmp_path / "delta.md")
+    assert held.status == 0 and "tuned from other weights" in held.out
+    assert "tuned from other weights" in (tmp_path / "delta.md").read_text()
 
 
 def test_training_again_finds_it_done(in_job, call):

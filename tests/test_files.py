@@ -59,6 +59,25 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
+def test_a_folder_that_a_killed_writer_left_is_removed_by_the_next_and_that_of_a_living_one_is_not(tmp_path: Path):
+    program = (
+        "import os, signal, sys; from pathlib import Path; from lib.files import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as scratch:\n"
+        "    (scratch / 'half').write_text('x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    folder = tmp_path / "exported"
+    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=repository_root())
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(".exported.") and (left / "half").exists()
+    with atomic_folder(folder) as first:
+        assert [path.name for path in tmp_path.iterdir()] == [first.name] != [left.name]
+        with pytest.raises(ValueError), atomic_folder(folder):
+            assert first.is_dir()
+            raise ValueError
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
 def test_a_folder_replaces_an_empty_one_and_nothing_else(tmp_path: Path):
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()

@@ -137,12 +137,13 @@ def eval_generate(arguments: argparse.Namespace) -> None:
 
 def eval_report(arguments: argparse.Namespace) -> None:
     from lib.config import VerdictConfig, load_config
-    from lib.evaluation.compare import compare, figures
+    from lib.evaluation.compare import compare, doubt, figures
     from lib.evaluation.results import read_results
     from lib.experiments.report import write_markdown
 
     rule = load_config(arguments.config, []).evaluation.verdict if arguments.config else VerdictConfig()
-    comparison = compare(read_results(arguments.before), read_results(arguments.after), rule)
+    before, after = read_results(arguments.before), read_results(arguments.after)
+    comparison = compare(before, after, rule)._replace(doubt=doubt(before, after))
     write_markdown(arguments.output, comparison)
     path = shown_path(arguments.output)
     answer({"report": path} | figures(comparison), comparison.headline, f"Report: {path}")

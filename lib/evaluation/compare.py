@@ -86,6 +86,8 @@ class Comparison(NamedTuple):
     controls: list[Control] | None = None
     # None where the training data was not looked at.
     leaks: list[Leak] | None = None
+    # Why this is no comparison of a base with what was tuned from it; empty where it is, or is not meant to be.
+    doubt: str = ""
 
     @property
     def leaking_items(self) -> int:
@@ -108,6 +110,8 @@ class Comparison(NamedTuple):
             said.append(
                 f"Warning: {control.model} against itself is {control.word}, so the rule finds what is not there."
             )
+        if self.doubt:
+            said.append(f"Warning: {self.doubt}.")
         return " ".join(said)
 
 
@@ -135,6 +139,23 @@ def compare(before: Results, after: Results, rule: VerdictConfig) -> Comparison:
         broken=[(b, a) for b, a in pairs if b.correct and not a.correct],
         both_wrong=[(b, a) for b, a in pairs if not (b.correct or a.correct)],
         unsound=[item for item in after.items if item.correct and item.unsound],
+    )
+
+
+def doubt(before: Results, after: Results) -> str:
+    """Why `after` is not known to be what was tuned from `before`; empty where the weights are recorded as that."""
+    if after.tuned_from == before.weights_sha256:
+        return ""
+    if after.weights_sha256 == before.weights_sha256:
+        return "before and after are answers of the same weights"
+    if not after.tuned_from:
+        return (
+            "whether the model after was tuned from the model before is not recorded; answer again with the tuned "
+            "model's checkpoint"
+        )
+    return (
+        f"the model after was tuned from other weights ({after.tuned_from[:16]}) than the model before has "
+        f"({before.weights_sha256[:16]}), so the change is not what training did"
     )
 
 

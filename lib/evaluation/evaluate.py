@@ -72,6 +72,7 @@ def _answers(
             "max_new_tokens": config.max_new_tokens, "system_instruction": system_instruction,
             **asdict(config.sampling),
         },
+        **({"tuned_from": model.tuned_from} if model.tuned_from else {}),
     }  # fmt: skip
     return [
         _record(

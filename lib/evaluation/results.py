@@ -85,7 +85,10 @@ class ItemResult(NamedTuple):
 
 
 class Results(NamedTuple):
-    """One evaluation output: whose, over which eval set, decoded how, and every item."""
+    """One evaluation output: whose, over which eval set, decoded how, and every item.
+
+    `tuned_from` is the digest of the base's weights; empty of a base, and where it was not recorded.
+    """
 
     model: str
     weights_sha256: str
@@ -93,6 +96,7 @@ class Results(NamedTuple):
     eval_set_sha256: str
     decoding: dict[str, Any]
     items: list[ItemResult]
+    tuned_from: str = ""
 
 
 class Summary(NamedTuple):
@@ -150,7 +154,7 @@ def read_results(path: Path) -> Results:
             raise RequestError(f"{path}:{number}: not a line of an evaluation output: {reason}") from None
     if len(heads) != 1:
         raise RequestError(f"{path}: expected the answers of one model to one eval set, got {len(heads)}")
-    return Results(*heads[0], [_voted(answers) for answers in samples.values()])
+    return Results(items=[_voted(answers) for answers in samples.values()], **heads[0])
 
 
 def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
@@ -199,11 +203,12 @@ def _voted(samples: list[ItemResult]) -> ItemResult:
     return chosen._replace(votes=votes)
 
 
-def _head(meta: dict[str, Any]) -> tuple:
+def _head(meta: dict[str, Any]) -> dict[str, Any]:
     names = ("model", "weights_sha256", "eval_set", "eval_set_sha256")
     if not isinstance(meta["decoding"], dict):
         raise ValueError(f"decoding: expected an object, got {type(meta['decoding']).__name__}")
-    return (*(_text(meta, name) for name in names), meta["decoding"])
+    tuned_from = _text(meta, "tuned_from") if "tuned_from" in meta else ""
+    return {name: _text(meta, name) for name in names} | {"decoding": meta["decoding"], "tuned_from": tuned_from}
 
 
 def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:

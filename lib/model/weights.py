@@ -36,6 +36,7 @@ class Model(NamedTuple):
     """A model ready to use: its graph and weights (as `nnx.split` gives them, weights as a plain dict).
 
     `dtype` is what is computed in, whatever the weights are kept in; `lora` describes the adapters among them.
+    `tuned_from` is the digest of the base's weights, where it was tuned from one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Model(NamedTuple):
     tokenizer: Tokenizer
     dtype: str = "float32"
     lora: LoraConfig | None = None
+    tuned_from: str = ""
 
     @property
     def weights_sha256(self) -> str:
@@ -121,12 +123,14 @@ def load_model(folder: Path) -> Model:
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file() or sha256_file(tokenizer_file) != about["tokenizer_file_sha256"]:
         raise DamagedError(f"{tokenizer_file}: not what was saved with the weights")
+    tuned_from = about.get("inputs", {}).get("base_weights_sha256", "")
     if "lora" in about:
-        return _load_adapted(folder, about)
+        return _load_adapted(folder, about)._replace(tuned_from=tuned_from)
     config = GemmaConfig(**about["config"])
     graph, shapes = abstract(config, about.get("kept_in", "float32"))
     params = restore_tree(folder / "weights", shapes, about["weights_sha256"])
-    return Model(about["base"], config, graph, params, load_tokenizer(tokenizer_file), about.get("dtype", "float32"))
+    tokenizer, dtype = load_tokenizer(tokenizer_file), about.get("dtype", "float32")
+    return Model(about["base"], config, graph, params, tokenizer, dtype, tuned_from=tuned_from)
 
 
 def _load_adapted(folder: Path, about: dict[str, Any]) -> Model:

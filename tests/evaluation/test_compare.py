@@ -8,7 +8,7 @@ import pytest
 from lib.config import VerdictConfig
 from lib.data.renderer import render_response
 from lib.errors import RequestError
-from lib.evaluation.compare import Comparison, compare, control, figures
+from lib.evaluation.compare import Comparison, compare, control, doubt, figures
 from lib.evaluation.results import read_results, summarise
 from lib.experiments.report import markdown
 from lib.tasks import high_card_duel
@@ -326,3 +326,21 @@ def test_a_completion_may_hold_any_line_separator_of_unicode(tmp_path, separator
     text = f"Answer: a{separator}b"
     results = read_results(write(tmp_path / "r.jsonl", [item(0, "wrong", text), item(1, "wrong")]))
     assert [result.completion for result in results.items] == [text, RIGHT]
+
+
+@pytest.mark.parametrize(
+    "recorded, said",
+    [
+        ({"weights_sha256": "c" * 64, "tuned_from": "a" * 64}, ""),
+        ({"weights_sha256": "c" * 64, "tuned_from": "d" * 64}, "tuned from other weights (dddddddddddddddd)"),
+        ({"weights_sha256": "c" * 64}, "is not recorded"),
+        ({}, "the same weights"),
+    ],
+)
+def test_what_was_not_tuned_from_the_base_that_it_is_held_against_is_said_in_the_headline(recorded, said, tmp_path):
+    before = read_results(write(tmp_path / "b.jsonl", [item(0, "wrong")]))
+    after = read_results(write(tmp_path / "a.jsonl", [item(0, "correct", **recorded)]))
+    found = doubt(before, after)
+    assert said in found and bool(said) == bool(found)
+    comparison = compare(before, after, VerdictConfig())._replace(doubt=found)
+    assert ("Warning: " in comparison.headline) == bool(said) and found in comparison.headline
