@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from lib.commands import datasets, evaluation, models, runs, traces
+from lib.commands import datasets, doctor, evaluation, models, runs, traces
 from lib.commands.manners import heed, red, tell
 from lib.commands.parser import PROGRAM, Parser, common_flags, flag
 from lib.errors import RequestError, RetraceError
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   python -m lib run configs/quickstart.yaml                   the whole job, into runs/
   python -m lib runs list                                     every run, with its verdict
   python -m lib traces import mine.jsonl                      traces of your own; docs/tutorial.md goes on from there
+  python -m lib doctor                                        is all there that is needed? and what else could be
   python -m lib VERB --help                                   what a verb does, and all its flags
 
 exit status: 0 done, 1 it failed, 2 the request was wrong"""
@@ -35,7 +36,7 @@ def parser() -> Parser:
     common_flags(top)
     flag(top, "--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = top.add_subparsers(metavar="VERB", required=True)
-    for commands in (runs, traces, datasets, models, evaluation):
+    for commands in (runs, traces, datasets, models, evaluation, doctor):
         commands.add(verbs)
     return top
 
@@ -60,12 +61,12 @@ def main(words: list[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
         import argcomplete
 
-        argcomplete.autocomplete(reading)
+        argcomplete.autocomplete(reading, always_complete_options=False)
     try:
         arguments = reading.parse_args(words)
         heed(arguments)
-        if home := getattr(arguments, "home", None):
-            os.environ["RETRACE_HOME"] = str(home)
+        if home := getattr(arguments, "home", None) or os.environ.get("RETRACE_HOME"):
+            os.environ["RETRACE_HOME"] = os.path.abspath(home)  # for the kernels too, which start in other folders
         arguments.action(arguments)
     except RequestError as error:
         return _fail(error, 2)

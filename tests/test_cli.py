@@ -3,16 +3,20 @@
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from lib.__main__ import main
+from lib.__main__ import main, parser
+from lib.commands.manners import red, tell
+from lib.commands.parser import Parser, config_files, config_keys, dataset_keys, eval_sets, run_names
 from lib.data.export import FORMATS
 from lib.data.importing import Accepted, read_traces
 from lib.files import repository_root, sha256_file
@@ -536,3 +540,138 @@ def test_a_reader_that_has_enough_ends_it_quietly():
         ["bash", "-o", "pipefail", "-c", command], cwd=repository_root(), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, "", 10)
+
+
+# ---- manners ----------------------------------------------------------------------------------------------
+
+
+def every_parser(made: Parser, name: str = "") -> Iterator[tuple[str, Parser]]:
+    yield name, made
+    for action in made._subparsers._group_actions if made._subparsers else ():
+        for verb, inner in action.choices.items():
+            yield from every_parser(inner, f"{name} {verb}".strip())
+
+
+PARSERS = dict(every_parser(parser()))
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_help_at_every_level_says_what_each_flag_is_and_gives_examples_that_are_commands(name):
+    made = PARSERS[name]
+    assert made.description and made.epilog.startswith("example")
+    examples = [line.split("  ")[0] for line in re.findall(r"python -m lib (.*)", made.epilog)]
+    assert examples and all(example.startswith(name) for example in examples)
+    for example in examples:
+        if "VERB" not in example:
+            parser().parse_args(shlex.split(example))
+    unexplained = [action.dest for action in made._actions if action.option_strings and not action.help]
+    assert not unexplained and {"home", "quiet"} <= {action.dest for action in made._actions}
+    if not made._subparsers and name not in ("dataset export", "dataset card"):  # which print what is no figure
+        assert "json" in {action.dest for action in made._actions}
+
+
+def test_home_may_stand_before_the_verb_after_it_and_between(call, home, tmp_path):
+    for place, words in enumerate((["--home", "H", "traces", "list"], ["traces", "--home", "H", "list"],
+                                   ["traces", "list", "--home", "H"])):  # fmt: skip
+        folder = tmp_path / str(place)
+        ended = call(*(folder if word == "H" else word for word in words))
+        assert ended.status == 0 and f"0 traces in {folder}/store" in ended.out
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_relative_home_is_the_same_for_kernels_that_start_in_another_folder(flag, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if not flag:
+        monkeypatch.setenv("RETRACE_HOME", "mine")
+    assert call("runs", "list", *(["--home", "mine"] if flag else [])).status == 0
+    assert os.environ["RETRACE_HOME"] == str(tmp_path / "mine")
+
+
+def test_the_job_tells_its_figures_as_json_and_nothing_else(in_job, call, tmp_path):
+    report = ["eval", "report", "--before", in_job.before, "--after", in_job.after, "--output", tmp_path / "d.md"]
+    for words, figure in [
+        ([*GENERATE, "--count", 3, "--seed", 7], "added"),
+        ([*BUILD, "--filter", "game=high_card_duel", "--strategy", "random", "--seed", 7], "trace_count"),
+        (["dataset", "validate", "duel-v1"], "tokens"),
+        (["train", "--config", in_job.config, "--data", in_job.data, "--output", in_job.output], "weights_sha256"),
+        (report, "difference_interval"),
+        (["traces", "verify"], "true"),
+    ]:
+        ended = call(*words, "--json")
+        assert ended.status == 0 and figure in json.loads(ended.out), words
+        silent = call(*words, "-q")
+        assert silent.status == 0 and silent.err == "" and (silent.out == "" or words[1] in ("validate", "verify"))
+
+
+def test_training_says_at_once_what_it_is_about_to_do(job):
+    first = job.printed["train"].splitlines()[0]
+    assert first.startswith("training tiny on ") and "3 steps of 8 are " in first and first.endswith(str(job.output))
+
+
+@pytest.mark.parametrize(
+    "environment, on_terminal, coloured",
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_colour_is_only_where_it_is_seen_or_asked_for(environment, on_terminal, coloured, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm"} | environment).items():
+        monkeypatch.setenv(name, value)
+    file = io.StringIO()
+    file.isatty = lambda: on_terminal
+    tell("status ", red("fa\x1b[1miled"), file=file)
+    shown = "fa␛[1miled"
+    assert file.getvalue() == (f"status \x1b[31m{shown}\x1b[0m\n" if coloured else f"status {shown}\n")
+
+
+def test_a_list_that_was_cut_says_so(call, tmp_path):
+    traces = [TRACE | {"prompt": f"{number} + 1?", "meta": {"source": f"s{number}"}} for number in range(10)]
+    assert call("traces", "import", lines(tmp_path / "ten.jsonl", *traces)).status == 0
+    shown = call("traces", "list", "--limit", 2).out
+    assert "  … and 8 more\n" in shown and shown.rstrip().endswith(", …") and shown.count("(1)") == 8
+    assert "…" not in call("traces", "list", "--limit", 10).out.split("meta, with")[0]
+
+
+def test_what_a_shell_is_offered(in_job, monkeypatch):
+    assert run_names() == ["duel"] and dataset_keys() == ["duel-v1"] and "high_card_duel_v1" in eval_sets()
+    assert "configs/smoke.yaml" in config_files()
+    assert {"training.seed=", "training.lora.rank=", "recipe="} <= set(config_keys())
+    monkeypatch.setenv("COMP_LINE", f"python -m lib runs show --home {in_job.home.parent} du")
+    assert run_names() == []
+
+
+def test_completion_is_offered_by_the_program_itself(in_job, tmp_path):
+    pytest.importorskip("argcomplete", reason="argcomplete is not installed: make install")
+    line, offered = "python -m lib runs show ", tmp_path / "offered"
+    asks = {"_ARGCOMPLETE": "3", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SHELL": "bash"}
+    process(_ARGCOMPLETE_STDOUT_FILENAME=str(offered), **asks)
+    assert offered.read_text().split() == ["duel"]
+
+
+def test_doctor_names_each_part_and_fails_only_for_what_is_required(call, tmp_path, monkeypatch):
+    from lib.commands import doctor
+
+    monkeypatch.setattr(doctor, "_pins", lambda file: {"numpy": doctor._version("numpy")})
+    ended = call("doctor")
+    assert ended.status == 0 and ended.err == "" and "jax devices" in ended.out and "required:" in ended.out
+    told = json.loads(call("doctor", "--json").out)
+    assert told["ok"] and {part["state"] for part in told["required"]} <= {"ok", "note"}
+    assert all(part["found"] or part["todo"] for group in ("required", "optional") for part in told[group])
+    monkeypatch.setattr(doctor, "_pins", lambda file: {"numpy": "0.1", "nothing-of-this-name": "1.0"})
+    ended = call("doctor", "--home", lines(tmp_path / "file") / "x")
+    assert ended.status == 1 and ended.err.startswith("error: packages, home: ") and ended.err.count("\n") == 1
+    assert "nothing-of-this-name" in ended.out and "pip install -r requirements.txt" in ended.out
+
+
+def test_doctor_reads_the_direct_dependencies_alone():
+    from lib.commands.doctor import _pins
+
+    pins = _pins(repository_root() / "requirements.txt")
+    assert {"jax", "polars", "argcomplete", "ruff"} <= pins.keys() and "absl-py" not in pins

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from lib.experiments.markdown import printable
-from lib.progress import VARIABLE
 
 
 @dataclass
@@ -35,6 +34,8 @@ def heed(arguments: argparse.Namespace) -> None:
     """Speak as the flags of this command ask: `--json`, `-q`."""
     _asked.json, _asked.quiet = getattr(arguments, "json", False), getattr(arguments, "quiet", False)
     if _asked.quiet:
+        from lib.progress import VARIABLE
+
         os.environ[VARIABLE] = ""  # no progress bar, here and in the kernels
 
 

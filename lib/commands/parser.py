@@ -76,7 +76,7 @@ def common_flags(made: Parser) -> None:
 
 
 def config_flags(made: Parser, required: bool) -> None:
-    flag(made, "--config", required=required, metavar="C.yaml", help="configuration file")
+    flag(made, "--config", required=required, metavar="C.yaml", help="configuration file", complete=config_files)
     set_flag(made)
 
 
@@ -146,18 +146,18 @@ def pairs(given: list[str], flag: str) -> dict[str, Any]:
 # ---- completion: what a name may be -------------------------------------------------------------------------
 
 
-def run_names(parsed_args: argparse.Namespace, **context: Any) -> list[str]:
+def run_names(**context: Any) -> list[str]:
     from lib.experiments.run import run_folders
 
-    _use_home(parsed_args)
+    _use_home()
     return [folder.name for folder in run_folders()]
 
 
-def dataset_keys(parsed_args: argparse.Namespace, **context: Any) -> list[str]:
+def dataset_keys(**context: Any) -> list[str]:
     from lib.data.dataset import list_datasets
     from lib.files import home
 
-    _use_home(parsed_args)
+    _use_home()
     return list_datasets(home() / "datasets")
 
 
@@ -185,6 +185,7 @@ def _keys_of(kind: type, prefix: str = "") -> Iterator[str]:
         yield from _keys_of(inner, f"{prefix}{name}.") if inner else (prefix + name,)
 
 
-def _use_home(arguments: argparse.Namespace) -> None:
-    if home := getattr(arguments, "home", None):
-        os.environ["RETRACE_HOME"] = str(home)
+def _use_home() -> None:
+    """That of the line which is completed; what argparse has read of an unfinished line need not hold it."""
+    if found := re.search(r"\s--home[ =]+(\S+)", os.environ.get("COMP_LINE", "")):
+        os.environ["RETRACE_HOME"] = found[1]
