@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
-.PHONY: test-slurm lab lint bench clean
+.PHONY: test-slurm test-mlflow tensorboard lab lint bench clean
 
 help:
 	@echo "make install      the pinned packages into .venv; every other target does it first, too"
@@ -22,9 +22,11 @@ help:
 	@echo "make test-s3      imports from a server that speaks S3, which it installs into .venv-s3"
 	@echo "make test-reasoning-gym  every generator of reasoning-gym, installed into .venv-reasoning-gym (ten minutes)"
 	@echo "make test-slurm   a sweep on a Slurm of this machine, as root; installs Debian's, and submitit into .venv-slurm"
+	@echo "make test-mlflow  runs told to MLflow and TensorBoard, which it installs into .venv-mlflow"
 	@echo "make lab          JupyterLab on the notebooks"
+	@echo "make tensorboard  TensorBoard on all runs that were told to it, installed into .venv"
 	@echo "make lint         ruff"
-	@echo "make bench       speed and memory, beside Tunix, TRL and transformers, into docs/performance.md (an hour)"
+	@echo "make bench        speed and memory, beside Tunix, TRL and transformers, into docs/performance.md (an hour)"
 	@echo "make clean        remove .venv and those beside it (runs/ stays)"
 
 install: $(READY)
@@ -72,6 +74,12 @@ test-reasoning-gym: $(READY) .venv-reasoning-gym/ready
 test-slurm: .venv-slurm/ready
 	@command -v slurmd >/dev/null && command -v munged >/dev/null || apt-get install -y -qq --no-install-recommends slurm-wlm munge
 	@.venv-slurm/bin/python -m pytest -m slurm -rP tests/experiments/test_slurm.py
+
+test-mlflow: .venv-mlflow/ready
+	@.venv-mlflow/bin/python -m pytest -m mlflow -rP tests/experiments/test_tracking.py
+
+tensorboard: .venv/tensorboard
+	@$(BIN)/tensorboard --logdir "$${RETRACE_HOME:-runs}"
 
 clean:
 	rm -rf .venv .venv-*
@@ -129,6 +137,17 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv --clear .venv-s3
 	@.venv-s3/bin/pip install --quiet --disable-pip-version-check -r requirements-s3.txt
 	@touch .venv-s3/ready
+
+.venv/tensorboard: requirements-tensorboard.txt $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tensorboard.txt
+	@touch .venv/tensorboard
+
+.venv-mlflow/ready: requirements.txt requirements-mlflow.txt requirements-tensorboard.txt
+	@echo "Installing MLflow and TensorBoard into .venv-mlflow (once) …"
+	@$(PYTHON) -m venv --clear .venv-mlflow
+	@.venv-mlflow/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-mlflow.txt \
+		-r requirements-tensorboard.txt
+	@touch .venv-mlflow/ready
 
 .venv-slurm/ready: requirements.txt requirements-slurm.txt
 	@echo "Installing submitit into .venv-slurm (once) …"

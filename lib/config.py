@@ -35,7 +35,7 @@ def bounded(
     of: tuple = (),
     make: Any = dataclasses.MISSING,
 ) -> Any:
-    """A dataclass field whose value is checked: between `low` and `high`, or one or (of a list) some of `of`."""
+    """A dataclass field whose value is checked: from `low` to `high`, or one of `of`; of a list, at least `low`."""
     return field(default=default, default_factory=make, metadata={"low": low, "high": high, "of": of})
 
 
@@ -122,7 +122,7 @@ class LoraConfig:
     # What they add is multiplied by alpha / rank.
     alpha: float = bounded(16.0, low=0.0)
     # Which projections: of the attention query, key, value, output; of the feed-forward gate, up, down.
-    projections: list[str] = bounded(of=PROJECTIONS, make=lambda: list(PROJECTIONS[:4]))
+    projections: list[str] = bounded(low=1, of=PROJECTIONS, make=lambda: list(PROJECTIONS[:4]))
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    # Who else is told of a run (docs/tracking.md): tensorboard (event files beside metrics.jsonl, while it trains) and
+    # mlflow (when it ends), each from a package of its own: requirements-tensorboard.txt, requirements-mlflow.txt.
+    tracking: list[str] = bounded(of=("tensorboard", "mlflow"), make=list)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -380,7 +383,8 @@ def _check_bounds(value: Any, bounds: Any, where: str, key: str) -> None:
 
 
 def _check_some(values: list, bounds: Any, where: str, key: str) -> None:
-    if not values or len(set(map(str, values))) < len(values) or any(value not in bounds["of"] for value in values):
+    twice = len(set(map(str, values))) < len(values)
+    if len(values) < bounds["low"] or twice or any(value not in bounds["of"] for value in values):
         choices = ", ".join(repr(choice) for choice in bounds["of"])
         raise RequestError(f"{where}: {key}: expected some of {choices}, each once, got {_shown(values)}")
 

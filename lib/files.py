@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from lib.errors import RequestError
 
+EVENTS = "tensorboard"  # the folder of event files, beside metrics.jsonl
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 

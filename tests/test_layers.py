@@ -26,7 +26,7 @@ LAYERS = [
 ]
 BESIDE = {("model", "data")}  # a model's folder holds its tokenizer
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval", "reasoning_gym", "submitit"}
+OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval", "reasoning_gym", "submitit", "tensorboardX", "mlflow"}
 WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "experiments.report", "experiments.figures"}
 WITHOUT_JAX |= {"experiments.dataset_card", "experiments.dataset_diff"}
 WITHOUT_JAX |= {"experiments.trials"}

@@ -166,10 +166,11 @@ def _optional() -> Iterator[Part]:
                   f"or {reasoning_gym.VARIABLE} (docs/reasoning_gym.md)")  # fmt: skip
     for name, package, what, file in [
         ("Tunix", "google-tunix", "training.trainer: tunix", "--no-deps -r requirements-tunix.txt"),
+        ("tensorboardX", "tensorboardX", "tracking: [tensorboard]", "-r requirements-tensorboard.txt"),
+        ("MLflow", "mlflow", "tracking: [mlflow]", "-r requirements-mlflow.txt"),
         ("submitit", "submitit", "sweeps on Slurm", "-r requirements-slurm.txt"),
         ("lm-eval", "lm_eval", "our models under lm-evaluation-harness", "-r requirements-harness.txt"),
         ("transformers", "transformers", "to load what export writes", "transformers torch"),
-        ("argcomplete", "argcomplete", "completion in a shell (docs/command_line.md)", "-r requirements.txt"),
     ]:
         yield _part(name, _version(package), f"{what}: {_python()} -m pip install {file}")
     browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)

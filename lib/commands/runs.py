@@ -60,6 +60,10 @@ def add(verbs: Any) -> None:
     _run_flag(made)
     flag(made, "other", metavar="OTHER", complete=run_names)
     flag(made, "--output", type=Path, metavar="R.html", help="compare their tuned models item by item, as a page")
+    made = verb(runs, "track", runs_track, "Tell TensorBoard or MLflow of a run, again or for the first time.",
+                "runs track 20261122_101500_quickstart --to mlflow")  # fmt: skip
+    _run_flag(made)
+    flag(made, "--to", action="append", choices=("tensorboard", "mlflow"), required=True, help="may be given twice")
     made = verb(runs, "reproduce", runs_reproduce,
                 "Execute a run again from its record, compare every result, and write a certificate.",
                 "runs reproduce 20261122_101500_quickstart --prove")  # fmt: skip
@@ -255,6 +259,14 @@ def runs_compare(arguments: argparse.Namespace) -> None:
         write_comparison(arguments.output, comparison, title, differences(arguments.run, arguments.other))
         tell(f"The tuned model of {arguments.other} against that of {arguments.run}: {comparison.headline}")
         tell(f"Report: {shown_path(arguments.output)}")
+
+
+def runs_track(arguments: argparse.Namespace) -> None:
+    from lib.experiments.run import find_run
+    from lib.experiments.tracking import track
+
+    told = track(find_run(arguments.run), arguments.to, say)
+    answer(told)
 
 
 def runs_reproduce(arguments: argparse.Namespace) -> None:

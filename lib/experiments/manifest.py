@@ -14,7 +14,7 @@ from typing import Any
 
 from lib.config import Config
 from lib.experiments.run import BOOKKEEPING, MANIFEST, MANIFEST_VERSION
-from lib.files import atomic_write, home, repository_root, sealed, sha256_bytes, sha256_file, write_json
+from lib.files import EVENTS, atomic_write, home, repository_root, sealed, sha256_bytes, sha256_file, write_json
 from lib.trace import utc_now
 
 PATCH = "git.patch"
@@ -74,9 +74,11 @@ def hash_files(folder: Path, names: Collection[str] | None = None) -> dict[str, 
 
 
 def artifact_names(folder: Path) -> set[str]:
-    """The path in the folder of every file of a run but its bookkeeping; a link is named, never followed."""
+    """The path in the folder of every file of a run, but its bookkeeping and what is made from metrics.jsonl for
+    TensorBoard; a link is named, never followed.
+    """
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
-    return found - BOOKKEEPING
+    return {name for name in found - BOOKKEEPING if not name.startswith(f"{EVENTS}/")}
 
 
 def environment() -> list[str]:

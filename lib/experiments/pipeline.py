@@ -41,6 +41,7 @@ from lib.experiments.run import (
     sweep,
 )
 from lib.experiments.stages import CONTROLS, EXPORT, OUTPUTS, datasets, find_eval_set
+from lib.experiments.tracking import check_tracking, track_ended
 from lib.files import home, is_sealed, repository_root, sealed, sha256_bytes, sha256_file, shown_path, write_json
 from lib.tasks import ungar
 from lib.trace import utc_now
@@ -115,6 +116,7 @@ def preflight(config: Config) -> None:
     from lib.model.released import find_released, is_from_scratch
     from lib.training.trainers import tunix_version
 
+    check_tracking(config.tracking)
     check_scorers(find_eval_set(config.evaluation.eval_set).items)
     if config.traces.engine == "ungar":
         ungar.version(config.traces.ungar_python)
@@ -159,6 +161,7 @@ def _drive(run: Run, say: Say, time_limit: float) -> None:
         raise
     finally:
         _close(run, status, error)
+        track_ended(run.folder, run.config.tracking, say)
 
 
 # ---- stages, made once -------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lib.config import parse_yaml
 from lib.data.dataset import Dataset, load_dataset
 from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
@@ -188,6 +189,10 @@ def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[
     config = scratch / "config.yaml"
     config.write_text(record["config"], "utf-8")
     command = [str(python), "-m", "lib", "--home", str(scratch / "home"), "run", str(config), "--name", "again"]
+    if parse_yaml(record["config"], "config.yaml").get("tracking"):  # nobody else is told of the repetition
+        command += ["--set", "tracking=[]"]
+    if parse_yaml(record["config"], "config.yaml").get("tracking"):  # nobody else is told of the repetition
+        command += ["--set", "tracking=[]"]
     environment = {**os.environ, "PYTHONPATH": str(scratch / "code")}  # before an installed lib, in its kernels too
     process = subprocess.Popen(
         command, cwd=scratch / "code", env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

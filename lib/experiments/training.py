@@ -18,6 +18,7 @@ from lib.data.validation import measure_lengths, too_long
 from lib.errors import RequestError
 from lib.experiments.manifest import hash_files, save_code, write_manifest
 from lib.experiments.run import MANIFEST, STATE, at_work, sweep
+from lib.experiments.tracking import check_tracking, track_ended
 from lib.files import atomic_write, sha256_file, shown_path, write_json
 from lib.trace import utc_now
 
@@ -51,6 +52,7 @@ def train_on_file(
     from lib.model.weights import configured_base
     from lib.training.loop import finished, train
 
+    check_tracking(config.tracking)
     examples = read_examples(data, config.recipe, config.system_instruction)
     if not is_from_scratch(config.model.name):
         find_released(config.model.name)
@@ -72,6 +74,7 @@ def train_on_file(
             result = train(model, examples, config, output, on_metrics, say, say)
             metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
             close("done", metrics, {"train": result.seconds})
+    track_ended(output, config.tracking, say)
     return result
 
 
@@ -113,6 +116,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
 
     if (output / "checkpoints").exists() or (output / "checkpoint-final").exists():
         raise RequestError(f"{output}: holds a run already; give another --output")
+    check_tracking(config.tracking)
     examples = read_examples(data, config.recipe, config.system_instruction)
     if all(is_held_out(question_of(example.prompt, config.system_instruction)) for example in examples):
         raise RequestError(f"{data}: all {len(examples)} examples fall to the held-out side; give more examples")

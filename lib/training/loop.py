@@ -6,6 +6,7 @@
     OUTPUT/metrics.jsonl       one line a logged step
     OUTPUT/checkpoints.jsonl   one line a checkpoint: the digest of weights and optimizer state, kept when it is not
     OUTPUT/checkpoints/        weights and optimizer state, to go on from
+    OUTPUT/tensorboard/        the metrics once more, where TensorBoard is to be told (events.py)
     OUTPUT/checkpoint-final/   the tuned model; its presence means that training is done
 
 Called again on the same output it goes on where it stopped; batches are a pure function of (seed, step).
@@ -37,6 +38,7 @@ from lib.model.storage import DamagedError, tree_digest
 from lib.model.weights import Model, load_model, read_about, save_model, with_lora
 from lib.progress import progress
 from lib.training.checkpoints import cut_logs, logs_of, restore_latest, save_checkpoint, saved_steps
+from lib.training.events import event_files
 from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.optimizer import make_optimizer
 from lib.training.plan import Shapes, check_plan, compiled_step, divided
@@ -176,7 +178,10 @@ def _run(
     held_out_loss = _held_out_loss(shapes, held_out, whole)
     began = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
     clock, seen, batch = time.perf_counter(), 0, batches[start]
-    with progress(config.num_steps, "training", "steps", initial=start) as bar:
+    with (
+        progress(config.num_steps, "training", "steps", initial=start) as bar,
+        event_files(output, whole.tracking, lines) as show,
+    ):
         for step in range(start + 1, config.num_steps + 1):
             state, metrics = train_step(state, shapes.frozen, batch)
             seen += np.count_nonzero(batch.segments)
@@ -194,6 +199,7 @@ def _run(
                     _refuse_not_finite(step, {"held-out loss": line["held_out_loss"]}, schedule, output)
                 _append(output / "metrics.jsonl", line)
                 lines.append(line)
+                show(line)
                 on_metrics(line)
                 bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
                 clock, seen = time.perf_counter(), 0
