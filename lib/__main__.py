@@ -85,7 +85,8 @@ def main(words: list[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; give it more, or ask for less at once", 1)
     except ImportError as error:  # of a library that is not there, or that memory is not enough for
-        return _fail(f"{error.__cause__ or error}; is there memory enough, and is requirements.txt installed?", 1)
+        reason = error.__cause__ or error
+        return _fail(f"{reason}; is there memory enough? python -m lib doctor tells what is not there", 1)
     return 0
 
 

@@ -448,7 +448,9 @@ def _find(path: Path) -> Path:
             if candidate.is_file():
                 return candidate
     known = sorted(file.name for file in (repository_root() / "configs").glob("*.yaml"))
-    raise RequestError(f"{path}: no such file; configs/ holds {', '.join(known) or 'none'}")
+    meant = [f"configs/{name}" for name in known if name == f"{path.stem}.yaml"]
+    hint = f"did you mean {meant[0]}?" if meant else f"configs/ holds {', '.join(known) or 'none'}"
+    raise RequestError(f"{path}: no such file; {hint}")
 
 
 def _read(file: Path) -> str:

@@ -422,7 +422,15 @@ def test_an_empty_home_lists_nothing_and_stays_empty(call, home):
 WRONG = {
     "misspelt verb": (["trian"], "did you mean train?"),
     "misspelt verb of a group": (["traces", "improt", "x"], "did you mean import?"),
-    "no verb": ([], "VERB"),
+    "no verb": ([], "expected a verb: run, resume, sweep, runs, traces,"),
+    "no verb of a group": (["traces"], "expected a verb: generate, engines, import,"),
+    "verb without its noun": (["list"], "did you mean runs list or traces list or dataset list?"),
+    "no such verb": (["frobnicate"], "no verb 'frobnicate', only run, resume,"),
+    "name of a configuration": (["run", "smoke"], "did you mean configs/smoke.yaml?"),
+    "configuration of a run as a sweep": (["sweep", "configs/smoke.yaml"], "python -m lib run configs/smoke.yaml"),
+    "seconds in words": (["run", "configs/smoke.yaml", "--time-limit", "5m"], "expected a number of seconds, got '5m'"),
+    "override in two words": (["run", "configs/smoke.yaml", "--set", "recipe", "x"], "KEY=VALUE in one word"),
+    "traces twice in one output": ([*GENERATE, "--count", "1", "--no-persist", "--json"], "which are JSON already"),
     "misspelt flag": ([*GENERATE, "--count", "3", "--sede", "1"], "did you mean --seed?"),
     "flag with a value in it": (["traces", "list", "--limti=3"], "did you mean --limit?"),
     "unlike any flag": (["traces", "list", "--zzzz"], "see python -m lib traces list --help"),
@@ -468,8 +476,8 @@ WRONG = {
     "no evaluation output": (
         ["eval", "report", "--before", "{folder}/bad.jsonl", "--after", "b", "--output", "c"], "bad.jsonl:1: ",
     ),
-    "no run": (["runs", "show", "absent"], "run absent: no run_manifest.json and no state.json there"),
-    "export of no run": (["export", "absent", "--to", "o"], "run absent: no run_manifest.json and no state.json there"),
+    "no run": (["runs", "show", "absent"], "run absent: no such run in "),
+    "export of no run": (["export", "absent", "--to", "o"], "run absent: no such run in "),
     "export to nowhere": (["export", "absent"], "required: --to"),
     "export as what": (["export", "absent", "--to", "o", "--dtype", "float23"], "did you mean float32?"),
     "output below a file": (
@@ -492,6 +500,14 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(words, said, call, home,
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.startswith("error: ") and said in ended.err and ended.err.count("\n") == 1
     assert files(tmp_path) == before and not home.exists() and not Path("o").exists()
+
+
+def test_part_of_a_runs_name_is_met_with_the_whole_of_the_newest(call, home):
+    for name in ("20250101_000000_duel", "20250102_000000_duel"):
+        (home / name).mkdir(parents=True)
+        (home / name / "state.json").write_text("{}")
+    ended = call("runs", "show", "duel")
+    assert ended.status == 2 and ended.err.endswith("did you mean 20250102_000000_duel?\n")
 
 
 def test_a_home_that_cannot_be_written_is_one_line(call, tmp_path):

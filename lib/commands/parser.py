@@ -22,11 +22,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"unrecognized arguments: (\S+)", message) or re.search(r"invalid choice: '([^']*)'", message)
+        verbs = _verbs(self)
+        own = [name for name in verbs if " " not in name]
         known = [flag for action in self._actions for flag in action.option_strings]
         known += [str(choice) for action in self._actions for choice in action.choices or ()]
-        close = difflib.get_close_matches(wrong[1].split("=")[0], known, n=1) if wrong else []
-        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        wrong = re.search(r"unrecognized arguments: (\S+)", message) or re.search(r"invalid choice: '([^']*)'", message)
+        meant = difflib.get_close_matches(wrong[1].split("=")[0], known, n=1) if wrong else []
+        if "argument VERB: invalid choice" in message:
+            message = f"no verb {wrong[1]!r}"
+            meant = meant or [name for name in verbs if name.endswith(f" {wrong[1]}")]  # `list` of which noun?
+            if not meant:
+                message += f", only {', '.join(own)}"
+        elif message.endswith("required: VERB"):
+            message = f"expected a verb: {', '.join(own)}"
+        hint = f"did you mean {' or '.join(meant)}?" if meant else f"see {self.prog} --help"
         raise RequestError(f"{message}; {hint}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
@@ -40,6 +49,13 @@ class Parser(argparse.ArgumentParser):
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found, rest
+
+
+def _verbs(made: argparse.ArgumentParser) -> list[str]:
+    """`run`, `runs`, `runs list` … of a parser."""
+    groups = made._subparsers._group_actions if made._subparsers else ()
+    inner = {name: _verbs(verb) for group in groups for name, verb in group.choices.items()}
+    return [*inner, *(f"{name} {verb}" for name, verbs in inner.items() for verb in verbs)]
 
 
 # ---- groups, verbs and flags --------------------------------------------------------------------------------
@@ -81,7 +97,7 @@ def config_flags(made: Parser, required: bool) -> None:
 
 
 def set_flag(made: Parser) -> None:
-    flag(made, "--set", action="append", default=[], metavar="KEY=VALUE",
+    flag(made, "--set", type=_assignment, action="append", default=[], metavar="KEY=VALUE",
          help="change a key of it, such as training.seed=1", complete=config_keys)  # fmt: skip
 
 
@@ -141,6 +157,12 @@ def pairs(given: list[str], flag: str) -> dict[str, Any]:
             raise RequestError(f"{flag} {item!r}: expected KEY=VALUE, such as game=high_card_duel")
         found.setdefault(key, []).append(parse_yaml(f"value: {text}", f"{flag} {item}")["value"])
     return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
+
+
+def _assignment(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE in one word, such as training.seed=1, got {text!r}")
+    return text
 
 
 # ---- completion: what a name may be -------------------------------------------------------------------------

@@ -247,18 +247,21 @@ def runs_lineage(arguments: argparse.Namespace) -> None:
 
 
 def runs_compare(arguments: argparse.Namespace) -> None:
-    from lib.experiments.compare_runs import compare_runs, compare_tuned, differences
+    from lib.experiments.compare_runs import compare_runs, compare_tuned, comparison_figures, differences
 
-    for line in compare_runs(arguments.run, arguments.other):
-        tell(line)
+    if as_json():
+        tell_json(comparison_figures(arguments.run, arguments.other))
+    else:
+        for line in compare_runs(arguments.run, arguments.other):
+            tell(line)
     if arguments.output:
         from lib.experiments.report import write_comparison
 
         comparison = compare_tuned(arguments.run, arguments.other)
         title = f"{arguments.run} against {arguments.other}"
         write_comparison(arguments.output, comparison, title, differences(arguments.run, arguments.other))
-        tell(f"The tuned model of {arguments.other} against that of {arguments.run}: {comparison.headline}")
-        tell(f"Report: {shown_path(arguments.output)}")
+        say(f"The tuned model of {arguments.other} against that of {arguments.run}: {comparison.headline}")
+        say(f"Report: {shown_path(arguments.output)}")
 
 
 def runs_track(arguments: argparse.Namespace) -> None:

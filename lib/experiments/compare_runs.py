@@ -51,6 +51,22 @@ def compare_tuned(one: str, other: str) -> Comparison:
     return compare(before, after, load_config(folders[1] / CONFIG).evaluation.verdict)
 
 
+def comparison_figures(one: str, other: str) -> dict[str, Any]:
+    """The same as `compare_runs`, for a script: differing configuration, accuracies, and which results are equal."""
+    folders = [find_run(name) for name in (one, other)]
+    rows = compare_results(*(read_record(folder / EVIDENCE)["results"] for folder in folders))
+    manifests = {folder.name: read_manifest(folder) for folder in folders}
+    return {
+        "configuration": [{"key": key, "one": there, "other": here} for key, there, here in differences(one, other)],
+        "accuracy": {
+            name: {side: manifest["metrics"]["evaluation"][side]["accuracy"] for side in ("before", "after")}
+            for name, manifest in manifests.items()
+        },
+        "equal": sum(row.equal for row in rows),
+        "differs": [row.what for row in rows if not row.equal],
+    }
+
+
 def differences(one: str, other: str) -> list[tuple[str, str, str]]:
     """(key, value there, value here) of each entry in which the configurations of two runs differ."""
     there, here = (dict(_leaves(to_dict(load_config(find_run(name) / CONFIG)))) for name in (one, other))

@@ -121,7 +121,10 @@ def find_run(run: str) -> Path:
                 raise RequestError(f"run {run}: {folder}: cannot be read (Permission denied)") from None
             except OSError:  # a name too long for a folder
                 continue
-    raise RequestError(f"run {run}: no {MANIFEST} and no {STATE} there; python -m lib runs list shows the runs")
+    with suppress(OSError):  # a home that cannot be read holds none that could be meant
+        if meant := [folder.name for folder in run_folders() if run and run in folder.name]:
+            raise RequestError(f"run {run}: no such run in {shown_path(home())}; did you mean {meant[0]}?")
+    raise RequestError(f"run {run}: no such run in {shown_path(home())}; python -m lib runs list shows those there are")
 
 
 def _begun(folder: Path, config: Config, **facts: Any) -> Run:

@@ -108,6 +108,8 @@ class Trial(NamedTuple):
 def load_sweep(path: str | Path) -> SweepConfig:
     """A sweep from a YAML file, found as a configuration is. Raises RequestError."""
     where, tree = str(path), load_tree(path)
+    if "vary" not in tree and "dataset" in tree:
+        raise RequestError(f"{where}: is the configuration of a run, not of a sweep; python -m lib run {where}")
     vary = tree.get("vary")
     sweep = build(SweepConfig, tree | ({"vary": {}} if isinstance(vary, dict) else {}), where)
     if not NAME.fullmatch(sweep.name) or len(sweep.name) > 60:
