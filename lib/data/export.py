@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from lib.data.records import exchange_of, shape_of
 from lib.data.renderer import (
     SHUFFLED,
     Example,
@@ -27,7 +28,7 @@ from lib.data.renderer import (
     render_response,
 )
 from lib.errors import RequestError
-from lib.trace import TRACE_VERSION, Trace
+from lib.trace import TRACE_VERSION, InvalidTrace, Trace, read_strictly, shown
 
 MAX_SHOWN = 5
 
@@ -98,16 +99,16 @@ def shuffled(traces: list[Trace]) -> list[Trace]:
 def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: str = "") -> list[Example]:
     """The training items of a file in any of the four formats, in order. Raises RequestError for what is none.
 
-    What is rendered already is taken as it stands: reasoning where the recipe is the answer alone, and a prompt
-    without the system instruction, are refused, as training would not be what the configuration says.
+    A record is read as strictly as an import reads it. What is rendered already is taken as it stands: reasoning where
+    the recipe is the answer alone, and a prompt without the system instruction, are refused, as training would not be
+    what the configuration says.
     """
     examples, problems = [], []
     for number, line in _lines(path):
         try:
-            examples.append(_example(json.loads(line), recipe, system_instruction))
-        except (ValueError, KeyError, TypeError, RecursionError, RequestError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-            problems.append(f"{path}:{number}: {reason}")
+            examples.append(_example(line.encode(), recipe, system_instruction))
+        except (ValueError, RecursionError, RequestError) as error:
+            problems.append(f"{path}:{number}: {error}")
     if problems:
         more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise RequestError("; ".join(problems[:MAX_SHOWN]) + more)
@@ -131,45 +132,34 @@ def detect_format(record: Any) -> str:
     raise ValueError(f"expected the fields of {', '.join(FORMATS)}, got {', '.join(sorted(record)[:8]) or 'none'}")
 
 
-def _example(record: Any, recipe: str, system_instruction: str) -> Example:
-    kind = detect_format(record)
-    name = _text(record, "id")
-    metadata = record.get("metadata")
-    _check_version(metadata)
-    if (recipe == SHUFFLED) != (isinstance(metadata, dict) and metadata.get("recipe") == SHUFFLED):
-        raise ValueError(f"exported with another recipe than the config's {recipe}; export with --config or --recipe")
+def _example(line: bytes, recipe: str, system_instruction: str) -> Example:
+    fields = json.loads(line)
+    kind = detect_format(fields)
+    record = read_strictly(line, shape_of(fields))
+    if not record.id:
+        raise InvalidTrace("id", "a text", "nothing")
+    _check_metadata(record.metadata, recipe)
     if kind == "trace":
-        steps = [] if recipe == "answer_sft_v1" else record["trace_steps"]
-        if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-            raise ValueError("trace_steps: expected a list of texts")
-        prompt = render_prompt(_text(record, "prompts"), system_instruction)
-        example = Example(name, prompt, render_response(steps, _text(record, "final_answer")))
+        steps = [] if recipe == "answer_sft_v1" else record.trace_steps
+        prompt = render_prompt(record.prompts, system_instruction)
+        example = Example(record.id, prompt, render_response(steps, record.final_answer))
     elif kind == "tunix_sft":
-        example = Example(name, *parse_conversation(_text(record, "prompts")))
+        example = Example(record.id, *parse_conversation(record.prompts))
     elif kind == "training_example":
-        example = Example(name, _text(record, "prompt"), _text(record, "response"))
+        example = Example(record.id, record.prompt, record.response)
     else:
-        example = Example(name, *_turns(record["messages"]))
-    refuse_control_tokens(f"example {name}", example.prompt, example.response)
-    _check_unicode(example)
+        example = Example(record.id, *exchange_of("messages", record.messages))
+    refuse_control_tokens(f"example {record.id}", example.prompt, example.response)
     _check_rendering(example, recipe, system_instruction)
     return example
 
 
-def _turns(messages: Any) -> tuple[str, str]:
-    """Prompt and response of a user turn and an assistant turn, a system turn before them going into the prompt."""
-    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
-        raise ValueError("messages: expected a list of role and content")
-    roles, contents = [turn["role"] for turn in messages], [_text(turn, "content") for turn in messages]
-    if roles[-2:] != ["user", "assistant"] or roles[:-2] not in ([], ["system"]):
-        raise ValueError(f"messages: expected the roles (system,) user, assistant, got {', '.join(map(str, roles))}")
-    return render_prompt(contents[-2], contents[0] if len(contents) == 3 else ""), contents[-1]
-
-
-def _check_version(metadata: Any) -> None:
-    version = metadata.get("trace_version", TRACE_VERSION) if isinstance(metadata, dict) else TRACE_VERSION
+def _check_metadata(metadata: dict[str, Any], recipe: str) -> None:
+    version = metadata.get("trace_version", TRACE_VERSION)
     if version != TRACE_VERSION:
-        raise ValueError(f"metadata.trace_version: {version!r} is not known, only {TRACE_VERSION!r}")
+        raise InvalidTrace("metadata.trace_version", shown(TRACE_VERSION), shown(version))
+    if (recipe == SHUFFLED) != (metadata.get("recipe") == SHUFFLED):
+        raise ValueError(f"exported with another recipe than the config's {recipe}; export with --config or --recipe")
 
 
 def _check_rendering(example: Example, recipe: str, system_instruction: str) -> None:
@@ -183,21 +173,6 @@ def _check_rendering(example: Example, recipe: str, system_instruction: str) -> 
         raise ValueError(
             "rendered without the config's system_instruction; export with --config or --system-instruction"
         )
-
-
-def _check_unicode(example: Example) -> None:
-    for name, text in zip(Example._fields, example, strict=True):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name}: holds a lone surrogate, which is no character") from None
-
-
-def _text(record: dict[str, Any], field: str) -> str:
-    value = record[field]
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{field}: expected a text, got {type(value).__name__ if value != '' else 'an empty one'}")
-    return value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

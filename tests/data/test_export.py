@@ -127,34 +127,43 @@ def test_every_bad_line_is_named_up_to_five(tmp_path: Path):
     assert [part.partition(": ")[0] for part in error.split("; ")] == [
         *[f"{tmp_path}/toy.jsonl:{line}" for line in (3, 4, 5, 6, 7)], "and 2 more",
     ]  # fmt: skip
-    assert "expected a JSON object, got list" in error and "no field 'id'" in error
+    assert "expected a JSON object, got list" in error and "field id: expected a text, got nothing" in error
     assert "expected the fields of trace, tunix_sft, training_example, messages, got x" in error
 
 
 @pytest.mark.parametrize(
     "format, changes, fault",
     [
-        ("trace", {"trace_steps": [1]}, "trace_steps: expected a list of texts"),
-        ("trace", {"trace_steps": "a"}, "trace_steps: expected a list of texts"),
-        ("trace", {"final_answer": ""}, "final_answer: expected a text, got an empty one"),
-        ("trace", {"id": 5}, "id: expected a text, got int"),
+        ("trace", {"trace_steps": [1]}, "field trace_steps[0]: expected "),
+        ("trace", {"trace_steps": "a"}, "field trace_steps: expected "),
+        ("trace", {"final_answer": ""}, "field final_answer: expected "),
+        ("trace", {"id": 5}, "field id: expected "),
         ("tunix_sft", {"prompts": "2+2?"}, "one user turn and one model turn"),
         ("tunix_sft", {"prompts": CONVERSATION.replace(RESPONSE, "")}, "the model's turn is empty"),
-        ("training_example", {"response": ""}, "response: expected a text, got an empty one"),
-        ("training_example", {"prompt": None}, "prompt: expected a text, got NoneType"),
-        ("messages", {"messages": []}, "messages: expected the roles (system,) user, assistant, got "),
+        ("training_example", {"response": ""}, "the model's turn is empty"),
+        ("training_example", {"prompt": None}, "field prompt: expected "),
+        ("messages", {"messages": []}, "field messages: expected one exchange"),
         (
             "messages",
             {"messages": RECORDS["messages"]["messages"][::-1]},
-            "messages: expected the roles (system,) user, assistant, got assi",
+            "field messages: expected one exchange",
         ),
-        ("messages", {"messages": [1]}, "messages: expected a list of role and content"),
-        ("messages", {"messages": [{"role": "user"}]}, "no field 'content'"),
-        ("trace", {"prompts": "\ud800"}, "prompt: holds a lone surrogate"),
+        ("messages", {"messages": [1]}, "field messages[0]: expected "),
+        ("messages", {"messages": [{"role": "user"}]}, "field messages[0].content: expected "),
+        ("trace", {"id": ""}, "field id: expected "),
+        ("messages", {"note": "mine"}, "field note: expected no such field"),
+        ("training_example", {"metadata": {"trace_version": "9"}}, "field metadata.trace_version: expected '1.0'"),
+        ("training_example", {"prompt": "a\0b"}, "field prompt: expected "),
+        ("trace", {"prompts": "\ud800"}, "field prompts: expected "),
     ],
 )
 def test_a_bad_field_is_named(format: str, changes: dict, fault: str, tmp_path: Path):
     assert f"toy.jsonl:1: {fault}" in refusal(written(tmp_path, RECORDS[format] | changes))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path):
+    twice = json.dumps(RECORDS["trace"]).replace('"prompts"', '"prompts": "5+5?", "prompts"')
+    assert "toy.jsonl:1: field prompts: expected " in refusal(written(tmp_path, twice))
 
 
 def test_a_system_turn_goes_to_the_head_of_the_prompt(tmp_path: Path):
