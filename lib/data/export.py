@@ -28,7 +28,7 @@ from lib.data.renderer import (
     render_response,
 )
 from lib.errors import RequestError
-from lib.trace import TRACE_VERSION, InvalidTrace, Trace, read_strictly, shown
+from lib.trace import TRACE_VERSION, InvalidTrace, Trace, read_strictly
 
 MAX_SHOWN = 5
 
@@ -157,7 +157,7 @@ def _example(line: bytes, recipe: str, system_instruction: str) -> Example:
 def _check_metadata(metadata: dict[str, Any], recipe: str) -> None:
     version = metadata.get("trace_version", TRACE_VERSION)
     if version != TRACE_VERSION:
-        raise InvalidTrace("metadata.trace_version", shown(TRACE_VERSION), shown(version))
+        raise ValueError(f"metadata.trace_version: {version!r} is not known, only {TRACE_VERSION!r}")
     if (recipe == SHUFFLED) != (metadata.get("recipe") == SHUFFLED):
         raise ValueError(f"exported with another recipe than the config's {recipe}; export with --config or --recipe")
 
