@@ -664,7 +664,6 @@ def test_what_a_shell_is_offered(in_job, monkeypatch):
 
 
 def test_completion_is_offered_by_the_program_itself(in_job, tmp_path):
-    pytest.importorskip("argcomplete", reason="argcomplete is not installed: make install")
     line, offered = "python -m lib runs show ", tmp_path / "offered"
     asks = {"_ARGCOMPLETE": "3", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SHELL": "bash"}
     process(_ARGCOMPLETE_STDOUT_FILENAME=str(offered), **asks)
