@@ -23,7 +23,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.evaluation.compare import Comparison, compare, control
 from lib.evaluation.leaks import Near
 from lib.evaluation.results import read_results
-from lib.experiments.report import RunFacts
+from lib.experiments.report import RunFacts, ShownStage
 from lib.tasks import high_card_duel
 
 MARK = "PWNED"
@@ -227,6 +227,10 @@ def facts(dataset: Dataset, text: str) -> RunFacts:
                 "tokens_per_second": 10.0}  # fmt: skip
     record = dict.fromkeys(("run", "run_id", "created_at", "config"), text)
     record |= {"code": {"git_sha": text, "git_dirty": False}, "fingerprint": {"cpu": text}, "environment": [text]}
+    record |= {
+        "dataset": {"dataset_key": text},
+        "results": {"weights_sha256": text, "dataset_sha256": text, text: text},
+    }
     return RunFacts(
         config=Config(text, DatasetConfig("toy", "v1")),
         dataset=dataset.manifest | {"dataset_key": text, "dropped": {text: 1}, "content_sha256": text},
@@ -236,8 +240,10 @@ def facts(dataset: Dataset, text: str) -> RunFacts:
         training=training,
         nearest={text: [Near(text, text, 0.5)]},
         origins={text: text},
-        record=record | {"results": {"weights_sha256": text, text: text}},
+        record=record,
         reproduce=text,
+        stages=[ShownStage("01_traces", text, text, [text])],
+        pages=[("report", "Report"), ("01_traces", "1 · Traces")],
     )
 
 

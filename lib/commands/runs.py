@@ -168,7 +168,7 @@ def _conclude_sweep(made: Any) -> None:
 
 
 def runs_list(arguments: argparse.Namespace) -> None:
-    from lib.experiments.report import write_index
+    from lib.experiments.index import write_index
     from lib.experiments.run import list_runs
     from lib.files import home
 
@@ -181,7 +181,7 @@ def runs_list(arguments: argparse.Namespace) -> None:
     if not found:
         tell("no run yet; start one: python -m lib run configs/quickstart.yaml")
     elif arguments.html:
-        write_index(home() / "index.html", found)
+        write_index(home() / "index.html")
         tell(f"As a page: {shown_path(home() / 'index.html')}")
 
 
@@ -247,7 +247,7 @@ def runs_lineage(arguments: argparse.Namespace) -> None:
 
 
 def runs_compare(arguments: argparse.Namespace) -> None:
-    from lib.experiments.compare_runs import compare_runs, compare_tuned, comparison_figures, differences
+    from lib.experiments.compare_runs import compare_runs, comparison_figures, write_page
 
     if as_json():
         tell_json(comparison_figures(arguments.run, arguments.other))
@@ -255,11 +255,7 @@ def runs_compare(arguments: argparse.Namespace) -> None:
         for line in compare_runs(arguments.run, arguments.other):
             tell(line)
     if arguments.output:
-        from lib.experiments.report import write_comparison
-
-        comparison = compare_tuned(arguments.run, arguments.other)
-        title = f"{arguments.run} against {arguments.other}"
-        write_comparison(arguments.output, comparison, title, differences(arguments.run, arguments.other))
+        comparison = write_page(arguments.run, arguments.other, arguments.output)
         say(f"The tuned model of {arguments.other} against that of {arguments.run}: {comparison.headline}")
         say(f"Report: {shown_path(arguments.output)}")
 

@@ -5,14 +5,15 @@ that is how an ablation is read, such as training on answers alone against train
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lib.config import load_config, to_dict
 from lib.evaluation.compare import Comparison, compare
 from lib.evaluation.results import read_results
-from lib.experiments.evidence import EVIDENCE, compare_results, read_record
+from lib.experiments.evidence import EVIDENCE, commit, compare_results, provenance, read_record
 from lib.experiments.run import CONFIG, find_run, read_manifest
-from lib.experiments.stages import OUTPUTS
+from lib.experiments.stages import OUTPUTS, command
 
 
 def compare_runs(one: str, other: str) -> Iterator[str]:
@@ -26,10 +27,6 @@ def compare_runs(one: str, other: str) -> Iterator[str]:
     yield f"{'':<40} {folders[0].name:<32} {folders[1].name}"
     for key, there, here in differences(one, other):
         yield _line(key, there, here)
-    for name in sorted(records[0]["fingerprint"].keys() | records[1]["fingerprint"].keys()):
-        there, here = (record["fingerprint"].get(name, "absent") for record in records)
-        if there != here:
-            yield _line(f"fingerprint: {name}", there, here)
     for name in ("before", "after"):
         yield _line(f"accuracy {name}", *(_accuracy(manifest, name) for manifest in manifests))
     rows = compare_results(records[0]["results"], records[1]["results"])
@@ -52,12 +49,12 @@ def compare_tuned(one: str, other: str) -> Comparison:
 
 
 def comparison_figures(one: str, other: str) -> dict[str, Any]:
-    """The same as `compare_runs`, for a script: differing configuration, accuracies, and which results are equal."""
+    """The same as `compare_runs`, for a script: what differs, accuracies, and which results are equal."""
     folders = [find_run(name) for name in (one, other)]
     rows = compare_results(*(read_record(folder / EVIDENCE)["results"] for folder in folders))
     manifests = {folder.name: read_manifest(folder) for folder in folders}
     return {
-        "configuration": [{"key": key, "one": there, "other": here} for key, there, here in differences(one, other)],
+        "differences": [{"key": key, "one": there, "other": here} for key, there, here in differences(one, other)],
         "accuracy": {
             name: {side: manifest["metrics"]["evaluation"][side]["accuracy"] for side in ("before", "after")}
             for name, manifest in manifests.items()
@@ -67,10 +64,43 @@ def comparison_figures(one: str, other: str) -> dict[str, Any]:
     }
 
 
+def write_page(one: str, other: str, path: Path) -> Comparison:
+    """The page about the two: what is different, metrics on one axis, then item by item. Raises as compare_tuned."""
+    from lib.experiments.report import write_comparison  # here, as matplotlib takes long to come up
+
+    comparison = compare_tuned(one, other)
+    folders = [find_run(name) for name in (one, other)]
+    origins = [
+        provenance(read_record(folder / EVIDENCE), command("runs", "reproduce", folder.name)) for folder in folders
+    ]
+    write_comparison(path, comparison, (folders[0].name, folders[1].name), differences(one, other), origins)
+    return comparison
+
+
 def differences(one: str, other: str) -> list[tuple[str, str, str]]:
-    """(key, value there, value here) of each entry in which the configurations of two runs differ."""
-    there, here = (dict(_leaves(to_dict(load_config(find_run(name) / CONFIG)))) for name in (one, other))
-    return [(key, str(there.get(key)), str(here.get(key))) for key in there | here if there.get(key) != here.get(key)]
+    """(name, value there, value here) of what the runs differ in: configuration, code, data, machine."""
+    there, here = (made_from(find_run(name)) for name in (one, other))
+    return [
+        (key, str(there.get(key, "absent")), str(here.get(key, "absent")))
+        for key in there | here
+        if there.get(key) != here.get(key)
+    ]
+
+
+def made_from(folder: Path) -> dict[str, Any]:
+    """`training.seed` → 7 and so on: every entry of the configuration, then code, data and fingerprint of a run."""
+    record = read_record(folder / EVIDENCE)
+    return {
+        **flat(to_dict(load_config(folder / CONFIG))),
+        "code": commit(record["code"]),
+        "dataset content": record["results"]["dataset_sha256"],
+        **{f"fingerprint: {name}": value for name, value in record["fingerprint"].items()},
+    }
+
+
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """`{"training": {"seed": 42}}` as `{"training.seed": 42}`."""
+    return dict(_leaves(tree))
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

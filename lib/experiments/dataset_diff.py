@@ -14,6 +14,7 @@ from lib.data.diff import DatasetDiff, Row
 from lib.data.validation import recorded_lengths
 from lib.errors import RequestError
 from lib.experiments.markdown import fenced, inline, table
+from lib.experiments.stages import command
 from lib.files import atomic_write
 
 WIDTH = 100
@@ -116,7 +117,8 @@ def write_dataset_diff(path: Path, diff: DatasetDiff) -> None:
     elif path.suffix == ".html":
         from lib.experiments.report import write_diff  # here, as matplotlib takes long to come up
 
-        write_diff(path, diff, sentence(diff), tables(diff), _pictures(diff))
+        again = command("dataset", "diff", diff.before, diff.after, "--output", path.name)
+        write_diff(path, diff, sentence(diff), tables(diff), _pictures(diff), again)
     else:
         raise RequestError(f"{path}: expected a name that ends in .html or .md")
 

@@ -43,6 +43,36 @@ class Row(NamedTuple):
     note: str = ""
 
 
+class Provenance(NamedTuple):
+    """Where a page comes from, in words: what stands at its foot."""
+
+    run: str
+    run_id: str
+    commit: str
+    dataset: str
+    fingerprint: str
+    command: str
+
+
+def provenance(record: dict[str, Any], command: str) -> Provenance:
+    """That of a page about the run of this record; `command` does it again."""
+    dataset = f"{record['dataset']['dataset_key']} {record['results']['dataset_sha256']}"
+    fingerprint = fingerprint_in_words(record["fingerprint"])
+    return Provenance(record["run"], record["run_id"], commit(record["code"]), dataset, fingerprint, command)
+
+
+def commit(code: dict[str, Any]) -> str:
+    """`commit 62009c5… with local changes`."""
+    if not code.get("git_sha"):
+        return "outside a git checkout"
+    return f"commit {code['git_sha']}{' with local changes' if code.get('git_dirty') else ''}"
+
+
+def fingerprint_in_words(fingerprint: dict[str, Any]) -> str:
+    """`python 3.11.9, jax 0.10.2, …`."""
+    return ", ".join(f"{name} {value}" for name, value in fingerprint.items() if value != "")
+
+
 def results(folder: Path, dataset_sha256: str, drawings: list[str]) -> dict[str, Any]:
     """What this run came to. Raises RetraceError where it has not come to its comparison."""
     try:

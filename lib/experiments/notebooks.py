@@ -31,8 +31,10 @@ from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
 from lib.experiments.markdown import printable
+from lib.experiments.report import frame_of
 from lib.experiments.run import CONFIG, Run
-from lib.files import atomic_write, repository_root, shown_path
+from lib.experiments.stages import NOTEBOOKS, PAGES, provenance_of
+from lib.files import atomic_write, home, repository_root, shown_path
 from lib.progress import VARIABLE, terminal
 
 # Page faults on the step's temporaries cost a third of the time of training on a CPU; huge pages spare most of them.
@@ -136,18 +138,33 @@ def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
             raise RequestError(f"{source.name}: {name}: expected {expected}, got {got}")
 
 
-def render(notebook: Path) -> str:
-    """The notebook as one page that runs no script, loads nothing, and keeps only plain markup of its outputs."""
+def render(notebook: Path, run: Run | None = None) -> str:
+    """The notebook as one page that runs no script, loads nothing, and keeps only plain markup of its outputs.
+
+    Of a `run`, the page leads to its other pages, and says where it comes from.
+    """
     exporter = HTMLExporter(
         template_name="notebook",
         extra_template_basedirs=[str(Path(__file__).parent / "templates")],
         sanitize_html=True,
+        exclude_anchor_links=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         filters={"clean_html": _plain_markup, "ansi2html": _plain_text},
     )
-    page, _ = exporter.from_filename(str(notebook))
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        if run and cell.cell_type == "markdown":  # from page to page, as the notebooks lead to each other
+            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda link: f"]({_page_of(link[1])}.html)", cell.source)
+    name = notebook.name.removeprefix(".").partition(".")[0]
+    frame = frame_of(name, PAGES, provenance_of(run) if run else None)
+    page, _ = exporter.from_notebook_node(content, {"metadata": {"name": frame.title}, "frame": frame})
     return page
+
+
+def _page_of(notebook: str) -> str:
+    """The last stage of a notebook: 04_evaluate is executed twice, and to be read of is the tuned model."""
+    return [stage for stage, name in NOTEBOOKS.items() if name == notebook][-1]
 
 
 def _plain_text(printed: str) -> Markup:
@@ -167,7 +184,7 @@ def _keeps(tag: str, attribute: str, value: str) -> bool:
     """A link leads to a file beside the page or to a place in it; a style calls no function, so it names no URL."""
     if attribute == "href":
         return tag == "a" and bool(re.fullmatch(r"[\w.-]*(#.*)?", value))
-    return attribute in ("class", "id") or attribute == "style" and "(" not in value
+    return attribute in ("class", "scope") or attribute == "style" and "(" not in value
 
 
 def _declared(source: Path) -> dict[str, Any]:
@@ -187,7 +204,7 @@ def _publish(scratch: Path, run: Run, name: str) -> None:
         with suppress(FileNotFoundError, nbformat.reader.NotJSONError):  # cut off where the disk was full
             nbformat.read(scratch, as_version=4)
             atomic_write(run.path(f"{name}.ipynb"), scratch.read_bytes())
-            atomic_write(run.path(f"{name}.html"), render(scratch))
+            atomic_write(run.path(f"{name}.html"), render(scratch, run))
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -199,12 +216,16 @@ def _literal(path: Path) -> str:
 
 @contextmanager
 def _kernel_environment() -> Iterator[None]:
-    """What the kernels inherit, for as long as one is started; what the user set stands."""
+    """What the kernels inherit, for as long as one is started; what the user set stands.
+
+    The home is given whole, as a kernel works in another folder than we do.
+    """
     before = dict(os.environ)
-    os.environ.update({**KERNEL_ENVIRONMENT, **before, VARIABLE: terminal()})
+    own = {**KERNEL_ENVIRONMENT, **before, VARIABLE: terminal(), "RETRACE_HOME": str(home())}
+    os.environ.update(own)
     try:
         yield
     finally:
-        for name in (*KERNEL_ENVIRONMENT, VARIABLE):
+        for name in own:
             os.environ.pop(name, None)
             os.environ.update({name: before[name]} if name in before else {})

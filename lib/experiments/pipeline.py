@@ -24,9 +24,9 @@ from lib.data.dataset import dataset_key, list_datasets
 from lib.errors import RequestError
 from lib.evaluation.scoring import check_scorers
 from lib.experiments.evidence import EVIDENCE
+from lib.experiments.index import write_index
 from lib.experiments.manifest import artifact_names, hash_files, save_code, write_manifest
 from lib.experiments.notebooks import Stage, TimeLimit, execute
-from lib.experiments.report import write_index
 from lib.experiments.run import (
     CONFIG,
     MANIFEST,
@@ -36,7 +36,6 @@ from lib.experiments.run import (
     create_run,
     end_orphan,
     find_run,
-    list_runs,
     read_manifest,
     sweep,
 )
@@ -108,7 +107,7 @@ def _indexed() -> Iterator[None]:
             with suppress(FileNotFoundError):
                 if time.time() - stray.stat().st_mtime > 60:  # its writer was killed, as it takes no second
                     stray.unlink()
-        write_index(home() / "index.html", list_runs())
+        write_index(home() / "index.html")
 
 
 def preflight(config: Config) -> None:

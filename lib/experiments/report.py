@@ -9,6 +9,7 @@ in a terminal too, characters that a terminal obeys are shown instead.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,13 @@ from lib.evaluation.compare import Category, Comparison
 from lib.evaluation.leaks import Near
 from lib.evaluation.results import ItemResult, Summary
 from lib.evaluation.statistics import Interval
+from lib.experiments.evidence import Provenance, provenance
 from lib.experiments.figures import accuracy_figure, loss_figure, reliability_figure, svg, trials_figure
 from lib.experiments.markdown import fenced, inline, table
 from lib.files import atomic_write
 
+SIDES = ("before", "after")
+TITLES = {"broken": ("Broken", "correct before, not after"), "fixed": ("Fixed", "correct after, not before")}
 SHOWN = 10
 SHOWN_TRIALS = 40
 
@@ -39,11 +43,29 @@ class TokenSpan(NamedTuple):
     control: bool
 
 
+class ShownStage(NamedTuple):
+    """A stage of a run, for its report: what it came to, and the code of its notebook, cell by cell."""
+
+    name: str
+    title: str
+    sentence: str
+    code: list[str]
+
+
+class Frame(NamedTuple):
+    """What stands around a notebook on its page."""
+
+    title: str
+    style: Markup
+    nav: Markup
+    footer: Markup
+
+
 class RunFacts(NamedTuple):
     """What the page says of the run besides the comparison.
 
     `nearest` are the training traces most like each question that is shown; `record` is what reproducing the run needs
-    and compares.
+    and compares. `pages` are the names and titles of the pages beside this one, the report among them.
     """
 
     config: Config
@@ -56,6 +78,15 @@ class RunFacts(NamedTuple):
     origins: dict[str, str]
     record: dict[str, Any]
     reproduce: str
+    stages: list[ShownStage]
+    pages: list[tuple[str, str]]
+
+
+class Metric(NamedTuple):
+    """A share of the items, with its interval where it has one."""
+
+    value: float
+    interval: Interval | None
 
 
 class ShownStep(NamedTuple):
@@ -99,12 +130,12 @@ def token_spans(example: Example, tokenizer: Tokenizer) -> list[TokenSpan]:
 
 def show_tokens(example: Example, tokenizer: Tokenizer) -> HTML:
     """The tokens of a training item, for a notebook: trained ones highlighted, control tokens dark."""
-    return HTML(_templates().get_template("tokens.html.j2").render(spans=token_spans(example, tokenizer)))
+    return HTML(templates().get_template("tokens.html.j2").render(spans=token_spans(example, tokenizer)))
 
 
 def show_table(rows: list[dict[str, Any]]) -> HTML:
     """Rows with the same keys as a table, for a notebook."""
-    return HTML(_templates().get_template("table.html.j2").render(rows=rows))
+    return HTML(templates().get_template("table.html.j2").render(rows=rows))
 
 
 def write_markdown(path: Path, comparison: Comparison) -> None:
@@ -120,51 +151,90 @@ def drawings(comparison: Comparison, metrics: list[dict[str, float]]) -> dict[st
 def write_page(path: Path, comparison: Comparison, facts: RunFacts, drawn: dict[str, str]) -> None:
     """The whole report of a run as one HTML file that needs nothing from anywhere."""
     spans = token_spans(facts.example, facts.tokenizer)
-    about = {"spans": spans, "trained": sum(span.trained for span in spans)}
-    record = json.dumps(facts.record, ensure_ascii=False)
-    atomic_write(path, _page(comparison, facts.record["run"], drawn, facts=facts, record=record, **about))
+    about = {"spans": spans, "trained": sum(span.trained for span in spans), "facts": facts, "names": SIDES}
+    about |= {"record": json.dumps(facts.record, ensure_ascii=False), "titles": TITLES}
+    origins = [provenance(facts.record, facts.reproduce)]
+    atomic_write(path, _page(comparison, facts.record["run"], drawn, origins, **about))
 
 
-def write_comparison(path: Path, comparison: Comparison, title: str, differences: list[tuple[str, str, str]]) -> None:
-    """Two evaluations as such a page, without what is told of a single run; `differences` are name, before, after."""
-    atomic_write(path, _page(comparison, title, drawings(comparison, []), facts=None, differences=differences))
+def write_comparison(
+    path: Path, comparison: Comparison, names: tuple[str, str], differences: list[tuple[str, str, str]],
+    origins: list[Provenance],
+) -> None:  # fmt: skip
+    """The tuned models of two runs as such a page: what is different, metrics on one axis, then item by item.
+
+    `differences` are name, there, here.
+    """
+    one, other = names
+    titles = {"broken": (f"Only {one}", "correct there alone"), "fixed": (f"Only {other}", "correct there alone")}
+    about = {"differences": differences, "facts": None, "names": names, "titles": titles}
+    drawn = {"reliability": svg(reliability_figure(comparison))}
+    atomic_write(path, _page(comparison, f"{one} against {other}", drawn, origins, **about))
 
 
-def _page(comparison: Comparison, title: str, drawn: dict[str, str], **about: Any) -> str:
+def _page(
+    comparison: Comparison, title: str, drawn: dict[str, str], origins: list[Provenance], **about: Any
+) -> str:  # fmt: skip
     pictures = {name: Markup(picture) for name, picture in drawn.items()}
     confidence = f"{100 * (1 - comparison.rule.alpha):g}"
-    known = {"differences": []} | about
-    return (
-        _templates()
-        .get_template("report.html.j2")
-        .render(comparison=comparison, title=title, drawn=pictures, confidence=confidence, shown=SHOWN, **known)
-    )
+    known = {"comparison": comparison, "title": title, "drawn": pictures, "origins": origins, "shown": SHOWN}
+    return templates().get_template("report.html.j2").render(confidence=confidence, **known, **about)
 
 
-def write_certificate(path: Path, certificate: Any) -> None:
-    """What came of doing a run again, as one page; of a Certificate of `reproduce`."""
-    atomic_write(path, _templates().get_template("certificate.html.j2").render(certificate=certificate))
+def metrics(comparison: Comparison) -> list[tuple[str, Metric, Metric]]:
+    """Every share of the items that both sides have, by its name."""
+
+    def both(name: str, share: Callable[[Summary], Metric]) -> tuple[str, Metric, Metric]:
+        return name, share(comparison.before_summary), share(comparison.after_summary)
+
+    last = comparison.after_summary
+    rows = [both("correct", lambda side: Metric(side.accuracy, side.interval))]
+    if len(comparison.categories) > 1:
+        rows += [
+            (f"correct, {row.name}", *(Metric(side.accuracy, side.interval) for side in (row.before, row.after)))
+            for row in comparison.categories
+        ]
+    if last.samples > 1:
+        rows.append(both(f"at least one of {last.samples} samples", lambda side: Metric(side.pass_at_all.mean, None)))
+    if last.checked:
+        rows.append(both("every step true", lambda side: Metric(side.sound / side.checked, side.sound_interval)))
+    return rows + [
+        both(name, lambda side, name=name: Metric(side.counts[name] / side.n, None))
+        for name in ("unscored", "truncated")
+    ]
 
 
-def write_diff(path: Path, diff: Any, said: str, tables: list[Any], pictures: list[tuple[str, str]]) -> None:
+def frame_of(name: str, pages: Sequence[tuple[str, str]], origin: Provenance | None) -> Frame:
+    """The frame of the page `name`, one of `pages`, each a name and a title; of no run where there is no origin."""
+    style = (Path(__file__).parent / "templates" / "style.css").read_text("utf-8")
+    if origin is None:
+        return Frame(name, Markup(style), Markup(""), Markup(""))
+    parts = templates().get_template("parts.html.j2").module
+    return Frame(f"{name} · {origin.run}", Markup(style), parts.stages(pages, name), parts.provenance(origin))
+
+
+def write_certificate(path: Path, certificate: Any, origin: Provenance) -> None:
+    """What came of doing a run again, as one page; of a Certificate of `reproduce`, and where the run is from."""
+    page = templates().get_template("certificate.html.j2")
+    atomic_write(path, page.render(certificate=certificate, origin=origin))
+
+
+def write_diff(
+    path: Path, diff: Any, said: str, tables: list[Any], pictures: list[tuple[str, str]], command: str
+) -> None:
     """What changed between two datasets, as one page; of `dataset_diff`, with (text alternative, SVG) pictures."""
     drawn = [(alt, Markup(picture)) for alt, picture in pictures]
-    page = _templates().get_template("dataset_diff.html.j2")
-    atomic_write(path, page.render(diff=diff, said=said, tables=tables, drawn=drawn))
+    page = templates().get_template("dataset_diff.html.j2")
+    atomic_write(path, page.render(diff=diff, said=said, tables=tables, drawn=drawn, command=command))
 
 
-def write_sweep(path: Path, report: Any, tables: dict[str, Any]) -> None:
+def write_sweep(path: Path, report: Any, tables: dict[str, Any], origin: Provenance | None) -> None:
     """The trials of a sweep side by side, as one page; of `sweep_report`, with its tables and sentences."""
     drawn = report.scored[:SHOWN_TRIALS] if report.best else []
     rows = [(one.label, one.score.accuracy, one.score.interval, one.score.together) for one in drawn]
     picture = Markup(svg(trials_figure(rows, 1 - report.rule.alpha))) if rows else None
-    page = _templates().get_template("sweep.html.j2")
-    atomic_write(path, page.render(report=report, picture=picture, drawn=len(drawn), **tables))
-
-
-def write_index(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Every run as a row of one page; rows as `list_runs` gives them."""
-    atomic_write(path, _templates().get_template("index.html.j2").render(runs=runs))
+    page = templates().get_template("sweep.html.j2")
+    atomic_write(path, page.render(report=report, picture=picture, drawn=len(drawn), origin=origin, **tables))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -299,8 +369,16 @@ def percent(share: float, signed: bool = False) -> str:
     return f"{100 * share:+.1f} points" if signed else f"{100 * share:.1f} %"
 
 
-def interval(found: Interval | None) -> str:
-    return f"{100 * found.low:.1f} to {100 * found.high:.1f}" if found else ""
+def interval(found: Sequence[float] | None) -> str:
+    return f"{100 * found[0]:.1f} to {100 * found[1]:.1f}" if found else ""
+
+
+def duration(seconds: float) -> str:
+    """`47 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _sides(comparison: Comparison) -> tuple[Summary, Summary]:
@@ -412,7 +490,8 @@ def _rest(items: list[ItemResult]) -> list[str]:
     return [f"And {more} more, whole in the evaluation outputs beside this report."] if more > 0 else []
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The pages' templates: everything that is put into one is escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -424,5 +503,7 @@ def _templates() -> Environment:
         "true_steps": true_steps,
         "step_errors": step_errors,
         "first_errors": first_errors,
+        "metrics": metrics,
+        "duration": duration,
     }
     return templates

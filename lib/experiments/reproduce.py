@@ -27,11 +27,11 @@ from lib.config import parse_yaml
 from lib.data.dataset import Dataset, load_dataset
 from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
-from lib.experiments.evidence import EVIDENCE, Row, compare_results, first_step_apart, read_record
+from lib.experiments.evidence import EVIDENCE, Row, compare_results, first_step_apart, provenance, read_record
 from lib.experiments.manifest import PATCH
 from lib.experiments.report import write_certificate
 from lib.experiments.run import MANIFEST, find_run, read_manifest
-from lib.experiments.stages import datasets, store
+from lib.experiments.stages import command, datasets, store
 from lib.experiments.verify import verify_run
 from lib.files import child, home, repository_root, sha256_file, shown_path, write_json
 from lib.trace import Trace, utc_now
@@ -92,7 +92,7 @@ def reproduce(source: str, prove: bool = False, say: Callable[[str], None] = pri
             shutil.move(again, page.with_suffix(""))
             say(f"What was executed, to look at: {shown_path(page.with_suffix(''))}")
     write_json(page.with_suffix(".json"), asdict(certificate) | {"rows": [row._asdict() for row in certificate.rows]})
-    write_certificate(page, certificate)
+    write_certificate(page, certificate, provenance(original.record, command("runs", "reproduce", source)))
     return certificate, page
 
 

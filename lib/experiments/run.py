@@ -286,20 +286,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _listed(folder: Path) -> dict[str, Any]:
     """One row; what an unfinished run does not say yet is empty."""
-    row = {"run": folder.name, "status": status_of(folder), "verdict": "", "created_at": "", "dataset": "",
-           "model": "", "before": None, "after": None, "wall_s": None,
-           "report": (folder / "report.html").is_file()}  # fmt: skip
+    row = {"run": folder.name, "status": status_of(folder), "verdict": "", "error": "", "created_at": "",
+           "dataset": "", "model": "", "n": None, "before": None, "before_interval": None, "after": None,
+           "after_interval": None, "wall_s": None, "report": (folder / "report.html").is_file()}  # fmt: skip
     try:
         manifest = read_manifest(folder)
     except RetraceError:
         return row
     evaluation = manifest["metrics"].get("evaluation") or {}
+    sides = {name: evaluation.get(name) or {} for name in ("before", "after")}
     return row | {
         "verdict": evaluation.get("sentence", ""),
+        "error": manifest.get("error", ""),
         "created_at": manifest["created_at"],
         "dataset": manifest["dataset_key"],
         "model": manifest["config"]["model"]["name"],
-        "before": (evaluation.get("before") or {}).get("accuracy"),
-        "after": (evaluation.get("after") or {}).get("accuracy"),
+        "n": evaluation.get("n"),
+        **{name: side.get("accuracy") for name, side in sides.items()},
+        **{f"{name}_interval": side.get("interval") for name, side in sides.items()},
         "wall_s": round(sum(manifest["wall_s"].values()), 1),
     }

@@ -7,6 +7,7 @@ The notebooks, the pipeline and the command line all call these, so a step done 
 
 import importlib.metadata
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from lib.evaluation.compare import Comparison, compare, control, figures
 from lib.evaluation.evalsets import EvalSet, load_eval_set
 from lib.evaluation.leaks import Leak, audit, audit_all, nearest
 from lib.evaluation.results import Results, read_results
-from lib.experiments.evidence import EVIDENCE, VERSION, results
+from lib.experiments.evidence import EVIDENCE, VERSION, Provenance, commit, fingerprint_in_words, results
 from lib.experiments.manifest import code_of, environment, save_code
 from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_open, home, repository_root, write_json
@@ -32,6 +33,17 @@ from lib.tasks import TASKS, group_keys, gsm_symbolic, high_card_duel, reasoning
 from lib.trace import Trace, utc_now
 
 EXPORT = "train.tunix_sft.jsonl"
+# Stage → its notebook, in the order of the pipeline.
+NOTEBOOKS = {
+    "01_traces": "01_traces", "02_dataset": "02_dataset", "04_evaluate_before": "04_evaluate", "03_train": "03_train",
+    "04_evaluate_after": "04_evaluate", "05_compare": "05_compare",
+}  # fmt: skip
+# The pages of a run, and what the links to them say.
+PAGES = [
+    ("report", "Report"), ("01_traces", "1 · Traces"), ("02_dataset", "2 · Dataset"),
+    ("04_evaluate_before", "4 · Evaluate, before"), ("03_train", "3 · Train"),
+    ("04_evaluate_after", "4 · Evaluate, after"), ("05_compare", "5 · Compare"),
+]  # fmt: skip
 OUTPUTS = {"before": "eval_before.jsonl", "after": "eval_after.jsonl"}
 CONTROLS = {"before": "control_before.jsonl", "after": "control_after.jsonl"}
 
@@ -319,14 +331,58 @@ def write_report(run: Run) -> Comparison:
         nearest=alike,
         origins={id: str(origin) for id, origin in origins_in_dataset(dataset, ids).items()},
         reproduce=reproduce_command(run),
+        stages=shown_stages(run, comparison.headline),
+        pages=[] if run.state.get("by_hand") else PAGES,
     )
     write_page(run.path("report.html"), comparison, facts, drawn)
     return comparison
 
 
+def shown_stages(run: Run, headline: str) -> list[Any]:
+    """The stages of this run that came to their end, the comparison with its headline, and the code of each."""
+    from lib.experiments.report import ShownStage
+
+    shown = []
+    for name, notebook in NOTEBOOKS.items():
+        if sentence := headline if name == "05_compare" else run.conclusion(name):
+            cells = json.loads((repository_root() / "notebooks" / f"{notebook}.ipynb").read_bytes())["cells"]
+            title = "".join(cells[0]["source"]).partition("\n")[0].removeprefix("# ")
+            code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+            shown.append(ShownStage(name, title, sentence, code))
+    return shown
+
+
+def provenance_of(run: Run) -> Provenance:
+    """Where what a stage shows comes from, as far as the run has come."""
+    key, state = dataset_key(run.config.dataset), run.state
+    content = _recorded(datasets() / key / "manifest.json", "content_sha256")
+    fingerprint = _recorded(run.path("checkpoint-final", "model.json"), "fingerprint")
+    return Provenance(
+        run=run.name,
+        run_id=state["run_id"],
+        commit=commit(code_of((state.get("attempts") or [{}])[-1])),
+        dataset=f"{key} {content or '(not built yet)'}",
+        fingerprint=fingerprint_in_words(fingerprint) if fingerprint else "fingerprint: taken where training begins",
+        command=reproduce_command(run),
+    )
+
+
+def _recorded(file: Path, key: str) -> Any:
+    """What a file says of itself, or None where it is not there, or is not what was written."""
+    try:
+        return json.loads(file.read_bytes())[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def reproduce_command(run: Run) -> str:
     """What re-executes the run and compares every result; to be given in the repository."""
+    return command("runs", "reproduce", run.name)
+
+
+def command(*words: str) -> str:
+    """These words as our command for this home, to be given in the repository."""
     root = repository_root()
     python = ".venv/bin/python" if Path(sys.prefix) == root / ".venv" else "python"
-    place = "" if home() == root / "runs" else f" --home {home()}"
-    return f"{python} -m lib{place} runs reproduce {run.name}"
+    place = [] if home() == root / "runs" else ["--home", str(home())]
+    return shlex.join([python, "-m", "lib", *place, *words])

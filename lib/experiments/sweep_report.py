@@ -12,6 +12,7 @@ for, not only those with the best; and the interval that is quoted for the best 
 """
 
 import json
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,12 @@ from lib.config import VerdictConfig
 from lib.errors import RetraceError
 from lib.evaluation.results import Results, read_results
 from lib.evaluation.statistics import Interval, PairedDifference, holm, paired_difference, wilson_interval
+from lib.experiments.evidence import EVIDENCE, Provenance, provenance, read_record
 from lib.experiments.markdown import inline, table
 from lib.experiments.run import read_manifest, status_of
-from lib.experiments.stages import OUTPUTS
+from lib.experiments.stages import OUTPUTS, command
 from lib.experiments.trials import SweepConfig, Trial, run_of, varied
-from lib.files import atomic_write, sha256_file, write_json
+from lib.files import atomic_write, home, sha256_file, write_json
 
 PAGE = "sweep.html"
 FEW = 12  # values of a field that are told
@@ -164,7 +166,23 @@ def write_report(report: Report) -> None:
         "family": family(report),
         "settings": settings_of(report),
     }
-    write_sweep(report.folder / PAGE, report, tables)
+    write_sweep(report.folder / PAGE, report, tables, _origin(report))
+
+
+def _origin(report: Report) -> Provenance | None:
+    """Where the trials come from, each thing said once; None where none is done."""
+    found = []
+    for one in report.scored:
+        with suppress(RetraceError):  # a record that is damaged is found by `runs verify`, and takes no answers away
+            found.append(provenance(read_record(home() / one.run / EVIDENCE), command("runs", "reproduce", one.run)))
+    if not found:
+        return None
+
+    def every(name: str) -> str:
+        return "; ".join(dict.fromkeys(getattr(one, name) for one in found))
+
+    said = {name: every(name) for name in ("commit", "dataset", "fingerprint")}
+    return found[0]._replace(run=report.folder.name, run_id=f"with {len(found)} trials", **said)
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The committed notebooks are as they should be, wrong parameters start no kernel, and their pages are inert."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from lib.config import Config, DatasetConfig
-from lib.errors import RequestError
+from lib.errors import RequestError, RetraceError
 from lib.experiments.notebooks import Stage, check_parameters, execute, render
 from lib.experiments.pipeline import STAGES
 from lib.experiments.run import create_run
-from lib.experiments.stages import make_traces
+from lib.experiments.stages import NOTEBOOKS, PAGES, make_traces
 from lib.files import repository_root
 
 FOLDER = repository_root() / "notebooks"
@@ -135,6 +136,16 @@ def test_f16_a_number_is_asked_for_where_the_notebook_has_one(tmp_path):
             check_parameters(tmp_path / "toy.ipynb", wrong)
 
 
+def test_a_kernel_has_the_same_home_wherever_it_works(run, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: seen.append(os.environ["RETRACE_HOME"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETRACE_HOME", "here")
+    with pytest.raises(RetraceError, match="ended before its last cell"):
+        execute(Stage("04_evaluate_before", "04_evaluate", {"model": "before"}), run)
+    assert seen == [str(tmp_path / "here")] and os.environ["RETRACE_HOME"] == "here"
+
+
 def test_the_checks_above_can_fail(run, no_kernel):
     with pytest.raises(AssertionError, match="a kernel was started"):
         execute(Stage("04_evaluate_before", "04_evaluate", {"model": "before"}), run)
@@ -211,6 +222,26 @@ def test_a_page_keeps_figures_tables_links_to_its_neighbours_and_the_policy(tmp_
     assert "02_dataset.ipynb" in [link.get("href") for link in soup.find_all("a")]
     policy = soup.head.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
     assert policy.startswith("default-src 'none'; ") and "script-src" not in policy and "http" not in policy
+
+
+def test_the_page_of_a_run_leads_to_the_other_pages_and_says_where_it_comes_from(run):
+    notebook = new_notebook(
+        cells=[new_markdown_cell("[2](02_dataset.ipynb) [4](04_evaluate.ipynb)"), new_code_cell("x")]
+    )
+    nbformat.write(notebook, run.path(".03_train.tmp.ipynb"))
+    soup = BeautifulSoup(render(run.path(".03_train.tmp.ipynb"), run), "html.parser")
+    assert [link["href"] for link in soup.select(".notebook a")] == ["02_dataset.html", "04_evaluate_after.html"]
+    linked = [link["href"] for link in soup.select("nav a")]
+    made = {f"{name}.html" for name in ["report", *(stage.name for stage in STAGES)]}
+    assert set(linked) == made - {"03_train.html"} and soup.select_one("[aria-current]").get_text() == "3 · Train"
+    foot = soup.footer.get_text()
+    assert run.name in foot and run.state["run_id"] in foot and f"runs reproduce {run.name}" in foot
+    assert soup.select_one("details.code pre").get_text().strip() == "x" and not soup.select("details[open]")
+
+
+def test_the_stages_of_a_report_are_those_of_the_pipeline():
+    assert {stage.name: stage.notebook for stage in STAGES} == NOTEBOOKS
+    assert [name for name, _ in PAGES] == ["report", *NOTEBOOKS]
 
 
 @pytest.mark.parametrize("name", NAMES)

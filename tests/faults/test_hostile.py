@@ -36,8 +36,8 @@ from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
 from lib.evaluation.compare import Comparison
 from lib.evaluation.leaks import Leak
-from lib.experiments import report
-from lib.experiments.evidence import Row
+from lib.experiments import index, report
+from lib.experiments.evidence import Provenance, Row
 from lib.experiments.markdown import printable
 from lib.experiments.notebooks import check_parameters, render
 from lib.experiments.reproduce import Certificate
@@ -192,8 +192,13 @@ def pages(comparison, built, tmp_path_factory) -> dict[str, Path]:
         facts = hostile.facts(built, EVERYTHING)._replace(example=render_example(next(iter(built.traces))))
         few = hostile.comparison(folder, list(MARKUP.values())[::4])  # a picture of all would take its time
         report.write_page(folder / "report.html", comparison, facts, report.drawings(few, hostile.METRICS))
-    report.write_certificate(folder / "certificate.html", _certificate(EVERYTHING))
-    report.write_index(folder / "index.html", [_index_row(text) for text in [*ALL.values(), "javascript:alert(1)//"]])
+    origin = Provenance(*[EVERYTHING] * len(Provenance._fields))
+    report.write_certificate(folder / "certificate.html", _certificate(EVERYTHING), origin)
+    names = ("\n".join(ALL.values()), EVERYTHING)
+    differences = [(text, text, text) for text in ALL.values()]
+    report.write_comparison(folder / "compared.html", few, names, differences, [origin, origin])
+    rows = [_index_row(text, number) for number, text in enumerate([*ALL.values(), "javascript:alert(1)//"])]
+    index.write_table(folder / "index.html", rows)
     return {path.stem: path for path in folder.glob("*.html")}
 
 
@@ -264,9 +269,13 @@ def _certificate(text: str) -> Certificate:
     )  # fmt: skip
 
 
-def _index_row(text: str) -> dict:
-    figures = {"before": 0.5, "after": None, "wall_s": 1.0, "report": True}
-    return dict.fromkeys(("run", "status", "verdict", "created_at", "dataset", "model"), text) | figures
+def _index_row(text: str, number: int) -> dict:
+    """A run whose every name is the text; each was correct where the one before was not."""
+    figures = {"before": 0.5, "before_interval": [0.4, 0.6], "after": 0.5, "after_interval": [0.4, 0.6], "n": 4}
+    figures |= {"wall_s": 1.0, "report": True, "facts": {text: text, "a": text}}
+    answered = index.Answered(EVERYTHING, "cw"[number % 2] * len(ALL), [(item, item) for item in ALL.values()])
+    names = ("run", "status", "verdict", "error", "created_at", "dataset", "model")
+    return dict.fromkeys(names, text) | figures | {"answered": answered}
 
 
 def seen(text: str) -> str:
@@ -283,7 +292,7 @@ def assert_shown(page: str, texts: list[str]) -> None:
 def test_f41_f42_f43_hostile_text_is_inert_and_readable_on_every_page(pages, notebooks):
     made = pages | notebooks
     shown = assert_inert(made.values())
-    for name in ("report", "certificate", "index", "04_05_answers", "forged"):
+    for name in ("report", "certificate", "index", "compared", "04_05_answers", "forged"):
         assert_shown(shown[made[name]], list(ALL.values()))
     # a table of a notebook shows a control character as a question mark, and a token as its bytes
     plain = [text for text in PAYLOADS.values() if not obeyed(text)]
