@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
-.PHONY: test-slurm test-mlflow tensorboard lab lint bench clean
+.PHONY: test-slurm test-mlflow test-pages tensorboard lab lint bench clean
 
 help:
 	@echo "make install      the pinned packages into .venv; every other target does it first, too"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-reasoning-gym  every generator of reasoning-gym, installed into .venv-reasoning-gym (ten minutes)"
 	@echo "make test-slurm   a sweep on a Slurm of this machine, as root; installs Debian's, and submitit into .venv-slurm"
 	@echo "make test-mlflow  runs told to MLflow and TensorBoard, which it installs into .venv-mlflow"
+	@echo "make test-pages   every page through an HTML validator and axe; npm's, which it installs into .venv-pages, and Chromium"
 	@echo "make lab          JupyterLab on the notebooks"
 	@echo "make tensorboard  TensorBoard on all runs that were told to it, installed into .venv"
 	@echo "make lint         ruff"
@@ -80,6 +81,9 @@ test-mlflow: .venv-mlflow/ready
 
 tensorboard: .venv/tensorboard
 	@$(BIN)/tensorboard --logdir "$${RETRACE_HOME:-runs}"
+
+test-pages: $(READY) .venv-pages/ready
+	@RETRACE_BROWSER=required $(BIN)/python -m pytest -m pages tests/experiments/test_pages.py
 
 clean:
 	rm -rf .venv .venv-*
@@ -154,3 +158,8 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv --clear .venv-slurm
 	@.venv-slurm/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-slurm.txt
 	@touch .venv-slurm/ready
+
+.venv-pages/ready:
+	@echo "Installing html-validate and axe-core into .venv-pages (once) …"
+	@npm install --silent --no-audit --no-fund --prefix .venv-pages html-validate@10.17.0 axe-core@4.14.1
+	@touch .venv-pages/ready

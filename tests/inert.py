@@ -274,19 +274,28 @@ class Browser:
         bare.write_text(POLICY.sub("", page.read_text()))
         return self._visit(bare, title.get_text() if title else "")
 
-    def ask(self, page: Path, expressions: Iterable[str]) -> list[Any]:
-        """Open the page and evaluate one expression after the other in it, waiting for each; their values."""
+    def ask(self, page: Path, expressions: Iterable[str], width: int = 1280, scheme: str = "light") -> list[Any]:
+        """Open the page and evaluate one expression after the other in it, waiting for each; their values.
+
+        Whatever the page writes to the console fails.
+        """
         target = self._call("Target.createTarget", url=self._blank.as_uri())["targetId"]
         tab = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._events = []
-        self._call("Page.enable", tab)
+        for domain in ("Page", "Runtime", "Log"):
+            self._call(f"{domain}.enable", tab)
+        self._call("Emulation.setDeviceMetricsOverride", tab, width=width, height=900, deviceScaleFactor=1, mobile=False)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("Emulation.setEmulatedMedia", tab, features=features)
         self._call("Page.navigate", tab, url=page.as_uri())
         self._wait("Page.loadEventFired")
         answers = [self._call("Runtime.evaluate", tab, expression=one, awaitPromise=True, returnByValue=True)
                    for one in expressions]  # fmt: skip
         self._call("Target.closeTarget", targetId=target)
-        for answer in answers:
-            assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        loud = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        said = [event["params"] for event in self._events if event["method"] in loud]
+        said += [answer["exceptionDetails"] for answer in answers if "exceptionDetails" in answer]
+        assert not said, said[0]
         return [answer["result"].get("value") for answer in answers]
 
     def _visit(self, page: Path, title: str) -> Visit:

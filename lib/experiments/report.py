@@ -250,7 +250,7 @@ def markdown(comparison: Comparison) -> str:
         "readable answer, or cut off by the token limit, is not correct and is counted apart.",
         "## Counts",
         table(
-            ["", "before", "after"],
+            ["figure", "before", "after"],
             [
                 ["items", before_n := comparison.before_summary.n, before_n],
                 [f"accuracy ({confidence} interval)", *map(_accuracy, _sides(comparison))],
@@ -283,7 +283,7 @@ def markdown(comparison: Comparison) -> str:
         inline(constant(comparison)),
         "## By category",
         table(
-            ["category", "n", "before", "after", "difference", "p (Holm)", ""],
+            ["category", "n", "before", "after", "difference", "p (Holm)", "the rule says"],
             [
                 [
                     inline(c.name),
