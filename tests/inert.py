@@ -284,7 +284,9 @@ class Browser:
         self._events = []
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable", tab)
-        self._call("Emulation.setDeviceMetricsOverride", tab, width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self._call(
+            "Emulation.setDeviceMetricsOverride", tab, width=width, height=900, deviceScaleFactor=1, mobile=False
+        )
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._call("Emulation.setEmulatedMedia", tab, features=features)
         self._call("Page.navigate", tab, url=page.as_uri())

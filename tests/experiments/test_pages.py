@@ -50,7 +50,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_every_page_is_valid_html_of_little_weight_and_asks_for_nothing(pages):
-    (pages[0].parent / ".htmlvalidate.json").write_text(json.dumps({"extends": ["html-validate:standard"], "root": True}))
+    (pages[0].parent / ".htmlvalidate.json").write_text(
+        json.dumps({"extends": ["html-validate:standard"], "root": True})
+    )
     command = ["node", str(TOOLS / "html-validate" / "bin" / "html-validate.mjs"), "--formatter", "json"]
     done = subprocess.run([*command, *map(str, pages)], capture_output=True, text=True, cwd=pages[0].parent)
     found = [f"{Path(page['filePath']).name}:{one['line']}: {one['ruleId']}: {one['message']}"
