@@ -234,6 +234,7 @@ const seen = elements.map(element => [
   places.get(element.parentElement) ?? -1])
 JSON.stringify({title: document.title, address: location.href, text: document.body?.innerText ?? '', seen})
 """
+LOADED = "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', () => done()))"
 
 
 @contextmanager
@@ -290,15 +291,14 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._call("Emulation.setEmulatedMedia", tab, features=features)
         self._call("Page.navigate", tab, url=page.as_uri())
-        self._wait("Page.loadEventFired")
         answers = [self._call("Runtime.evaluate", tab, expression=one, awaitPromise=True, returnByValue=True)
-                   for one in expressions]  # fmt: skip
+                   for one in (LOADED, *expressions)]  # fmt: skip
         self._call("Target.closeTarget", targetId=target)
         loud = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         said = [event["params"] for event in self._events if event["method"] in loud]
         said += [answer["exceptionDetails"] for answer in answers if "exceptionDetails" in answer]
         assert not said, said[0]
-        return [answer["result"].get("value") for answer in answers]
+        return [answer["result"].get("value") for answer in answers[1:]]
 
     def _visit(self, page: Path, title: str) -> Visit:
         self._events, before = [], len(self.reached)

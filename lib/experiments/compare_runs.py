@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lib.config import load_config, to_dict
+from lib.config import load_config
 from lib.evaluation.compare import Comparison, compare
 from lib.evaluation.results import read_results
 from lib.experiments.evidence import EVIDENCE, commit, compare_results, provenance, read_record
@@ -89,18 +89,13 @@ def differences(one: str, other: str) -> list[tuple[str, str, str]]:
 
 def made_from(folder: Path) -> dict[str, Any]:
     """`training.seed` → 7 and so on: every entry of the configuration, then code, data and fingerprint of a run."""
-    record = read_record(folder / EVIDENCE)
+    manifest = read_manifest(folder)
     return {
-        **flat(to_dict(load_config(folder / CONFIG))),
-        "code": commit(record["code"]),
-        "dataset content": record["results"]["dataset_sha256"],
-        **{f"fingerprint: {name}": value for name, value in record["fingerprint"].items()},
+        **dict(_leaves(manifest["config"])),
+        "code": commit(manifest),
+        "dataset content": manifest["inputs"]["dataset"]["content_sha256"],
+        **{f"fingerprint: {name}": value for name, value in (manifest["fingerprint"] or {}).items()},
     }
-
-
-def flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """`{"training": {"seed": 42}}` as `{"training.seed": 42}`."""
-    return dict(_leaves(tree))
 
 
 def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -51,7 +51,10 @@ def write_index(path: Path) -> None:
 def write_table(path: Path, runs: list[dict[str, Any]]) -> None:
     """The same of given rows: those of `list_runs`, each with its `facts` and what was `answered`."""
     known = [row["facts"] for row in runs if row["facts"]]
-    apart = {key for facts in known for key in facts if any(facts[key] != other.get(key) for other in known)}
+    values: dict[str, set[str]] = {key: set() for facts in known for key in facts}
+    for key, found in values.items():
+        found.update(str(facts.get(key)) for facts in known)
+    apart = {key for key, found in values.items() if len(found) > 1}
     rows = [row | {"facts": json.dumps({key: str(value) for key, value in row["facts"].items() if key in apart})}
             for row in runs]  # fmt: skip
     items = {row["answered"].asked: row["answered"].items for row in runs if row["answered"]}

@@ -189,25 +189,30 @@ def test_a_run_that_is_not_done_and_a_page_without_a_record_are_refused(run, tmp
     assert "its status is interrupted" in first and "holds no record of a run" in second
 
 
-def test_two_runs_compared_name_their_differences(run, capsys):
+def with_another_learning_rate(run: Path) -> Path:
+    """The run `other`, which says that it was made so."""
     other = shutil.copytree(run, run.parent / "other")
-    text = (other / "config.yaml").read_text()
-    (other / "config.yaml").write_text(text.replace("learning_rate: ", "learning_rate: 1"))
+    manifest = json.loads((other / "run_manifest.json").read_bytes())
+    manifest["config"]["training"]["learning_rate"] = 0.1
+    write_json(other / "run_manifest.json", sealed(manifest))
+    return other
+
+
+def test_two_runs_compared_name_their_differences(run, capsys):
+    with_another_learning_rate(run)
     assert reproduce("compare", run.name, "other") == 0
     said = capsys.readouterr().out
     assert "training.learning_rate" in said and "results are equal, bit for bit" in said
 
 
 def test_the_page_about_two_runs_says_what_is_different_then_the_figures_then_each_item(run):
-    other = shutil.copytree(run, run.parent / "other")
-    text = (other / "config.yaml").read_text()
-    (other / "config.yaml").write_text(text.replace("learning_rate: ", "learning_rate: 1"))
+    with_another_learning_rate(run)
     assert reproduce("compare", run.name, "other", "--output", str(run.parent / "page.html")) == 0
     page = BeautifulSoup((run.parent / "page.html").read_text(), "html.parser")
     sections = [section["id"] for section in page.select("section")]
     assert sections[:3] == ["differences", "verdict", "accuracy"] and {"broken", "fixed", "wrong"} < set(sections[3:])
     rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in page.select("#differences tr")]
-    assert rows == [["", run.name, "other"], ["training.learning_rate", "0.003", "10.003"]]
+    assert rows == [["", run.name, "other"], ["training.learning_rate", "0.003", "0.1"]]
     assert (
         len(page.select("#accuracy svg.axis")) >= 3 and "before and after" in page.select_one("#differences").get_text()
     )
@@ -217,14 +222,12 @@ def test_the_page_about_two_runs_says_what_is_different_then_the_figures_then_ea
 
 
 def test_the_table_of_runs_holds_what_comparing_them_needs(run):
-    other = shutil.copytree(run, run.parent / "other")
-    text = (other / "config.yaml").read_text()
-    (other / "config.yaml").write_text(text.replace("learning_rate: ", "learning_rate: 1"))
+    other = with_another_learning_rate(run)
     (other / "eval_after.jsonl").write_text("damaged")
     assert reproduce("list", "--html") == 0
     soup = BeautifulSoup((run.parent / "index.html").read_text(), "html.parser")
     rows = {row["data-run"]: row for row in soup.select("tbody tr")}
-    assert json.loads(rows["other"]["data-facts"]) == {"training.learning_rate": "10.003"}
+    assert json.loads(rows["other"]["data-facts"]) == {"training.learning_rate": "0.1"}
     assert len(rows[run.name]["data-marks"]) == 4 and "data-marks" not in rows["other"].attrs
     [items] = json.loads(soup.select_one("#runs")["data-items"]).values()
     assert [len(item) for item in items] == [2] * 4 and rows[run.name].select_one(".result svg.axis")
