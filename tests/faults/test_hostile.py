@@ -197,8 +197,8 @@ def pages(comparison, built, tmp_path_factory) -> dict[str, Path]:
     names = ("\n".join(ALL.values()), EVERYTHING)
     differences = [(text, text, text) for text in ALL.values()]
     report.write_comparison(folder / "compared.html", few, names, differences, [origin, origin])
-    rows = [_index_row(text, number) for number, text in enumerate([*ALL.values(), "javascript:alert(1)//"])]
-    index.write_table(folder / "index.html", rows)
+    index.write_table(folder / "index.html", [_index_row(text) for text in [*ALL.values(), "javascript:alert(1)//"]])
+    index.write_table(folder / "ticked.html", [_answered_row(number) for number in range(8)])
     return {path.stem: path for path in folder.glob("*.html")}
 
 
@@ -269,13 +269,18 @@ def _certificate(text: str) -> Certificate:
     )  # fmt: skip
 
 
-def _index_row(text: str, number: int) -> dict:
-    """A run whose every name is the text; each was correct where the one before was not."""
+def _index_row(text: str) -> dict:
     figures = {"before": 0.5, "before_interval": [0.4, 0.6], "after": 0.5, "after_interval": [0.4, 0.6], "n": 4}
-    figures |= {"wall_s": 1.0, "report": True, "facts": {text: text, "a": text}}
-    answered = index.Answered(EVERYTHING, "cw"[number % 2] * len(ALL), [(item, item) for item in ALL.values()])
-    names = ("run", "status", "verdict", "error", "created_at", "dataset", "model")
-    return dict.fromkeys(names, text) | figures | {"answered": answered}
+    figures |= {"wall_s": 1.0, "report": True, "facts": {"a": text}, "answered": None}
+    return dict.fromkeys(("run", "status", "verdict", "error", "created_at", "dataset", "model"), text) | figures
+
+
+def _answered_row(number: int) -> dict:
+    """A run that differs in everything from its neighbours, and was correct where they were not."""
+    facts = {text: f"{text}{number}" for text in ALL.values()}
+    items = [(text, text) for text in ALL.values()]
+    answered = index.Answered("sha", "cw"[number % 2] * len(items), items)
+    return _index_row(list(ALL.values())[number]) | {"facts": facts, "answered": answered}
 
 
 def seen(text: str) -> str:
@@ -294,6 +299,8 @@ def test_f41_f42_f43_hostile_text_is_inert_and_readable_on_every_page(pages, not
     shown = assert_inert(made.values())
     for name in ("report", "certificate", "index", "compared", "04_05_answers", "forged"):
         assert_shown(shown[made[name]], list(ALL.values()))
+    assert f"{len(ALL) + 1} runs compared" in shown[made["index"]]  # poked, the script drew all that it can draw
+    assert_shown(shown[made["ticked"]].partition("8 runs compared")[2], list(ALL.values()))
     # a table of a notebook shows a control character as a question mark, and a token as its bytes
     plain = [text for text in PAYLOADS.values() if not obeyed(text)]
     assert_shown(shown[made["01_traces"]], plain)
