@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from lib.cards import card
 from lib.errors import RequestError
 from lib.files import NAME, repository_root
 
@@ -39,8 +40,22 @@ def bounded(
     return field(default=default, default_factory=make, metadata={"low": low, "high": high, "of": of})
 
 
+class Shown:
+    """A section of the configuration shows itself as a card in a notebook."""
+
+    def _repr_html_(self) -> str:
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        facts = {name: value.changed() if isinstance(value, Shown) else value for name, value in fields.items()}
+        return card(type(self).__name__.removesuffix("Config"), facts)
+
+    def changed(self) -> dict[str, Any]:
+        """What is not at its default."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value != getattr(type(self)(), name)}
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Shown):
     """The model that is tuned."""
 
     # "tiny" (from scratch, on a CPU), or a released Gemma by its hub name or folder.
@@ -53,7 +68,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TracesConfig:
+class TracesConfig(Shown):
     """What is generated before the dataset is built; by default nothing."""
 
     # The game that the run's traces are generated from; empty: use what the store holds.
@@ -69,7 +84,7 @@ class TracesConfig:
 
 
 @dataclass(frozen=True)
-class CurationConfig:
+class CurationConfig(Shown):
     """Rules by which a trace that matches the filters is left out nevertheless."""
 
     # Characters of a trace, at least: of its question, steps and answer together.
@@ -91,7 +106,7 @@ class CurationConfig:
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(Shown):
     """Which traces of the store are trained on."""
 
     # With the version the key, NAME-VERSION, under which the dataset is kept.
@@ -114,7 +129,7 @@ PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Shown):
     """Two thin matrices beside each projection, trained in its place (arXiv:2106.09685)."""
 
     # Numbers that pass between the two matrices.
@@ -126,7 +141,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Shown):
     """How the model is trained."""
 
     # Who trains: builtin, or tunix, Google's, where it is installed (requirements-tunix.txt).
@@ -165,7 +180,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class VerdictConfig:
+class VerdictConfig(Shown):
     """What the report calls a change: a rule that is set before the run."""
 
     # Significance level of the test: exact McNemar, and where items share groups the clustered t test as well.
@@ -180,7 +195,7 @@ class VerdictConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Shown):
     """How the next token is chosen."""
 
     # 0 takes the likeliest token; above, one is drawn, the more freely the higher.
@@ -196,7 +211,7 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Shown):
     """Which questions both models answer, and how."""
 
     # Name of an eval set in evalsets/, without .jsonl, or the path of one.

@@ -31,6 +31,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from lib.cards import brief, card
 from lib.errors import RequestError
 
 TRACE_VERSION = "1.0"
@@ -56,7 +57,15 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 class Trace(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """One trace. `created_at` is UTC, or empty until the trace is stored; it is no part of the content."""
+    """One trace. `created_at` is UTC, or empty until the trace is stored; it is no part of the content.
+
+    trace = next(Store(Path("runs/store")).scan())
+    trace                                  # Trace('7c2f…', 'High Card Duel: you hold …', 5 steps, answer 'win')
+    trace.prompt, trace.final_answer       # ('High Card Duel: you hold …', 'win')
+    [step.content for step in trace.steps]
+
+    In a notebook it shows itself as a card.
+    """
 
     trace_version: ShortText
     prompt: Text
@@ -65,6 +74,18 @@ class Trace(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     meta: dict[str, Any] = {}
     id: Identifier = ""
     created_at: Annotated[str, Meta(min_length=1)] = ""
+
+    def __repr__(self) -> str:
+        count = len(self.steps)
+        return (
+            f"Trace({brief(self.id)!r}, {brief(self.prompt)!r}, {count} step{'s' * (count != 1)}, "
+            f"answer {brief(self.final_answer, 30)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = {"question": self.prompt, "steps": [step.content for step in self.steps], "answer": self.final_answer}
+        plain = {key: value for key, value in self.meta.items() if not isinstance(value, dict | list)}
+        return card(f"Trace {self.id[:12]}", facts | {"meta": plain, "created": self.created_at})
 
 
 class Entry(Struct, frozen=True, gc=False):

@@ -1,6 +1,6 @@
 """The shape of the house, held over the syntax trees: who may import whom, and no configuration that nothing reads.
 
-experiments → evaluation, training → model, data → tasks → trace, config, files, errors, progress
+experiments → evaluation, training → model, data → tasks → trace, config, files, errors, progress, cards
 """
 
 import ast
@@ -16,7 +16,7 @@ import pytest
 from lib.files import repository_root
 
 LAYERS = [
-    {"trace", "config", "files", "errors", "progress"},
+    {"trace", "config", "files", "errors", "progress", "cards"},
     {"tasks"},
     {"data", "model"},
     {"training", "evaluation"},
@@ -27,7 +27,7 @@ LAYERS = [
 BESIDE = {("model", "data")}  # a model's folder holds its tokenizer
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 OPTIONAL = {"transformers", "torch", "tunix", "ungar", "lm_eval", "reasoning_gym", "submitit", "tensorboardX", "mlflow"}
-WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "experiments.report", "experiments.figures"}
+WITHOUT_JAX = {"trace", "config", "files", "errors", "progress", "cards", "experiments.report", "experiments.figures"}
 WITHOUT_JAX |= {"experiments.dataset_card", "experiments.dataset_diff"}
 WITHOUT_JAX |= {"experiments.trials"}
 WITHOUT_JAX |= {

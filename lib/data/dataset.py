@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from filelock import FileLock
 
+from lib.cards import card
 from lib.config import DatasetConfig, TracesConfig
 from lib.data.frames import read_frames, write_frames
 from lib.data.renderer import Example, render_conversation, render_example
@@ -72,7 +73,14 @@ class Traces:
 
 
 class Dataset(NamedTuple):
-    """A built dataset: its folder, what its manifest says, and its traces in the manifest's order."""
+    """A built dataset: its folder, what its manifest says, and its traces in the manifest's order.
+
+    dataset = load_dataset(Path("runs/datasets"), "quickstart-v1")
+    dataset                       # Dataset('quickstart-v1', 1612 traces)
+    next(iter(dataset.traces))    # Trace('7c2f…', 'High Card Duel: you hold …', 5 steps, answer 'win')
+
+    In a notebook it shows itself as a card.
+    """
 
     folder: Path
     manifest: dict[str, Any]
@@ -85,6 +93,21 @@ class Dataset(NamedTuple):
     @property
     def tokenizer_file(self) -> Path:
         return self.folder / "tokenizer.json"
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.key!r}, {len(self.traces)} traces)"
+
+    def _repr_html_(self) -> str:
+        manifest = self.manifest
+        facts = {
+            "traces": len(self.traces),
+            "of which": {side.replace("_", " "): count for side, count in manifest["split"].items()},
+            "left out": manifest["dropped"],
+            "filters": manifest["filters"],
+            "content": f"sha256 {manifest['content_sha256'][:16]}",
+            "built": manifest["created_at"],
+        }
+        return card(f"Dataset {self.key}", facts)
 
 
 def dataset_key(request: DatasetConfig) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lib.cards import brief, card
 from lib.config import VerdictConfig
 from lib.errors import RequestError
 from lib.evaluation.leaks import Leak
@@ -65,7 +66,15 @@ class Control(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Everything that the delta report says."""
+    """Everything that the delta report says.
+
+    comparison = compare(before, after, config.evaluation.verdict)
+    comparison                       # Comparison('Improved: accuracy rose from …')
+    comparison.paired.p_value        # 3.1e-12
+    comparison.broken[:3]            # (before, after) of items that were correct and no longer are
+
+    In a notebook it shows itself as a card.
+    """
 
     before: Results
     after: Results
@@ -88,6 +97,19 @@ class Comparison(NamedTuple):
     leaks: list[Leak] | None = None
     # Why this is no comparison of a base with what was tuned from it; empty where it is, or is not meant to be.
     doubt: str = ""
+
+    def __repr__(self) -> str:
+        return f"Comparison({brief(self.verdict.sentence, 100)!r})"
+
+    def _repr_html_(self) -> str:
+        sides = {"before": (self.before, self.before_summary), "after": (self.after, self.after_summary)}
+        facts = {
+            name: f"{results.model}: {100 * side.accuracy:.1f} % "
+            f"({100 * side.interval.low:.1f} to {100 * side.interval.high:.1f})"
+            for name, (results, side) in sides.items()
+        }
+        facts |= {"fixed": self.paired.fixed, "broken": self.paired.broken, "p": f"{self.paired.p_value:.3g}"}
+        return card(self.verdict.word.capitalize(), facts | {"verdict": self.headline})
 
     @property
     def leaking_items(self) -> int:

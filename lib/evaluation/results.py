@@ -16,9 +16,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lib.cards import brief, card
 from lib.config import VerdictConfig
 from lib.errors import RequestError
 from lib.evaluation.metrics import (
@@ -83,9 +85,27 @@ class ItemResult(NamedTuple):
         check = self.checks[self.first_wrong - 1]
         return f"step {self.first_wrong} ({check.kind}): {check.reason}"
 
+    def __repr__(self) -> str:
+        return f"ItemResult({brief(self.id)!r}, {self.verdict}, answer {brief(self.answer, 30)!r})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "question": self.prompt,
+            "steps": [f"{step or ''}{_mark(check)}" for step, check in zip_longest(self.steps, self.checks)],
+            "answer": f"{self.answer} ({self.verdict}; expected {self.expected})",
+            "probability": f"{math.exp(self.logprob):.3g} of the whole completion",
+        }
+        return card(f"Item {self.id}", facts)
+
 
 class Results(NamedTuple):
     """One evaluation output: whose, over which eval set, decoded how, and every item.
+
+    results = read_results(run.path("eval_after.jsonl"))
+    results               # Results('tiny (tuned)', 'high_card_duel_v1', 519 of 520 correct)
+    results.items[0]      # ItemResult('duel-0001', correct, answer 'win')
+
+    In a notebook it shows itself as a card, and so does each item, with its steps and their checks.
 
     `tuned_from` is the digest of the base's weights; empty of a base, and where it was not recorded.
     """
@@ -97,6 +117,24 @@ class Results(NamedTuple):
     decoding: dict[str, Any]
     items: list[ItemResult]
     tuned_from: str = ""
+
+    def __repr__(self) -> str:
+        correct = sum(item.correct for item in self.items)
+        return f"Results({brief(self.model)!r}, {brief(self.eval_set)!r}, {correct} of {len(self.items)} correct)"
+
+    def _repr_html_(self) -> str:
+        counts = Counter(item.verdict for item in self.items)
+        n, correct, checked = len(self.items), counts["correct"], [item for item in self.items if item.checks]
+        low, high = wilson_interval(correct, n)
+        facts = {
+            "eval set": self.eval_set,
+            "accuracy": f"{100 * correct / n:.1f} % of {n} (95 % interval {100 * low:.1f} to {100 * high:.1f})",
+            "verdicts": {name: counts[name] for name in VERDICTS},
+            "every step true": f"{sum(item.sound for item in checked)} of {len(checked)}" if checked else "",
+            "decoding": self.decoding,
+            "weights": f"sha256 {self.weights_sha256[:16]}",
+        }
+        return card(self.model, facts)
 
 
 class Summary(NamedTuple):
@@ -187,6 +225,10 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
         majority=mean_majority_at_k([item.votes for item in items], samples),
         calibration=calibration([(min(1.0, math.exp(item.logprob)), item.correct) for item in items]),
     )
+
+
+def _mark(check: StepCheck | None) -> str:
+    return "" if check is None else " ✓ true" if check.correct else f" ✗ {check.reason}"
 
 
 def _counted(found: Iterable[Any]) -> dict[Any, int]:

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from lib.cards import card
 from lib.config import Config, load_config, to_yaml
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, child, home, is_sealed, sha256_bytes, shown_path, write_json
@@ -38,7 +39,15 @@ ORPHAN_SECONDS = 5
 
 
 class Run:
-    """One execution: its folder and its configuration."""
+    """One execution: its folder and its configuration.
+
+    run = open_run("configs/smoke.yaml")
+    run                            # Run('by_hand_smoke_1f0c22aa', by_hand)
+    run.path("metrics.jsonl")      # …/runs/by_hand_smoke_1f0c22aa/metrics.jsonl
+    run.conclusion("03_train")     # "20 steps in 9 s, …", or None where that notebook did not come to its end
+
+    In a notebook it shows itself as a card.
+    """
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
@@ -70,6 +79,19 @@ class Run:
         """What the notebook concluded, or None where it did not come to its end."""
         file = self.path("stages", f"{stage}.json")
         return json.loads(file.read_bytes())["sentence"] if file.is_file() else None
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, {status_of(self.folder)})"
+
+    def _repr_html_(self) -> str:
+        config, stages = self.config, sorted(file.stem for file in self.path("stages").glob("*.json"))
+        facts = {
+            "status": status_of(self.folder).replace("_", " "),
+            "model": config.model.name,
+            "dataset": f"{config.dataset.dataset_name}-{config.dataset.dataset_version}",
+            "eval set": config.evaluation.eval_set,
+        }
+        return card(f"Run {self.name}", facts | {stage: self.conclusion(stage) for stage in stages})
 
 
 # ---- making and opening ------------------------------------------------------------------------------------

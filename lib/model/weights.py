@@ -52,6 +52,9 @@ class Model(NamedTuple):
     def weights_sha256(self) -> str:
         return tree_digest(self.params)
 
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {self.config.num_layers} layers, vocabulary {self.config.vocab_size:,})"
+
 
 def base_model(name: str, seed: int, tokenizer_file: Path, dtype: str = "float32") -> Model:
     """The model before training, its weights of `dtype`. `seed` and `tokenizer_file` serve those made from scratch.
