@@ -17,6 +17,7 @@ LINES = 12  # lines of a list
 
 _BOX = "border: 1px solid #8a94a6; border-radius: 6px; padding: 8px 12px; display: inline-block; max-width: 60em"
 _NAME = "text-align: left; vertical-align: top; font-weight: normal; opacity: 0.75; padding: 2px 16px 2px 0"
+_NAME += "; white-space: nowrap"
 _VALUE = "text-align: left; vertical-align: top; padding: 2px 0; white-space: pre-wrap"
 
 
@@ -50,11 +51,17 @@ def _sign(letter: str) -> str:
 
 def _value(fact: Any) -> str:
     if isinstance(fact, Mapping):
-        return ", ".join(f"{_text(str(key))} {_text(str(value))}" for key, value in list(fact.items())[:LINES])
+        pairs = [f"{_text(str(key))} {_text(str(value))}" for key, value in fact.items() if value not in (None, "")]
+        return ", ".join(pairs[:LINES])
     if isinstance(fact, list | tuple):
-        lines = [f"{number}. {_text(str(line))}" for number, line in enumerate(fact[:LINES], 1)]
+        lines = [f"{number}. {_text(_indented(str(line)))}" for number, line in enumerate(fact[:LINES], 1)]
         return "\n".join([*lines, f"… and {len(fact) - LINES} more"] if len(fact) > LINES else lines)
     return _text(f"{fact:,}" if type(fact) is int else str(fact))
+
+
+def _indented(line: str) -> str:
+    """What goes on after the first line, behind it."""
+    return line.replace("\n", "\n    ")
 
 
 def _text(text: str) -> str:

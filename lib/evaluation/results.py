@@ -85,13 +85,18 @@ class ItemResult(NamedTuple):
         check = self.checks[self.first_wrong - 1]
         return f"step {self.first_wrong} ({check.kind}): {check.reason}"
 
+    @property
+    def marked_steps(self) -> list[str]:
+        """Each step with what its check says: `My card: queen, value 12. ✓ true`, ` ✗ the step is missing`."""
+        return [f"{step or ''}{_mark(check)}".strip() for step, check in zip_longest(self.steps, self.checks)]
+
     def __repr__(self) -> str:
         return f"ItemResult({brief(self.id)!r}, {self.verdict}, answer {brief(self.answer, 30)!r})"
 
     def _repr_html_(self) -> str:
         facts = {
             "question": self.prompt,
-            "steps": [f"{step or ''}{_mark(check)}" for step, check in zip_longest(self.steps, self.checks)],
+            "steps": self.marked_steps,
             "answer": f"{self.answer} ({self.verdict}; expected {self.expected})",
             "probability": f"{math.exp(self.logprob):.3g} of the whole completion",
         }

@@ -10,9 +10,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from lib.data.diff import DatasetDiff
 from lib.evaluation.compare import Comparison
+from lib.evaluation.results import ItemResult
 from lib.evaluation.statistics import Interval
 
 BEFORE, AFTER = "#8a94a6", "#1f5fbf"
+DOTS = 220  # a printed inch; a page shows it at half its size, so that it is sharp on any screen
+STATES = ("true", "false", "unreadable", "missing", "extra")  # what can be said of a step
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.axisbelow": True, "svg.hashsalt": "retrace", "svg.fonttype": "none",
@@ -110,6 +113,70 @@ def reliability_figure(comparison: Comparison) -> Figure:
         return figure
 
 
+def funnel_figure(matched: int, dropped: Mapping[str, int], split: Mapping[str, int]) -> Figure:
+    """From the traces that match to those that are chosen: what is left out is hollow, where it falls away."""
+    rows = [("match the filters", 0, matched, {"color": BEFORE})]
+    left = matched
+    for reason, count in dropped.items():
+        left -= count
+        rows.append((f"− {reason}", left, count, {"color": "white", "edgecolor": "black", "linestyle": "--"}))
+    start = 0
+    for side, count in split.items():
+        rows.append((f"chosen, {side.replace('_', ' ')}", start, count, {"color": AFTER}))
+        start += count
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 0.8 + 0.34 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, (_, begin, count, look) in enumerate(rows):
+            axes.barh(place, count, left=begin, height=0.65, **look)
+            axes.annotate(f"{count:,}", (begin + count, place), (4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(rows)), [_label(row[0]) for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.1 * matched)
+        axes.set_xlabel("traces")
+        return figure
+
+
+def step_figure(sides: Mapping[str, Sequence[ItemResult]]) -> Figure | None:
+    """Where reasoning goes wrong: for each step of a completion how often it is true, false, unreadable or missing.
+
+    A panel for each side, the darker the more; None where no step of these items can be checked.
+    """
+    tables = {side: _step_states(items) for side, items in sides.items()}
+    kinds = list(dict.fromkeys(kind for table in tables.values() for kind in table))
+    if not kinds:
+        return None
+    states = [state for state in STATES if any(row.get(state) for table in tables.values() for row in table.values())]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 0.8 + 0.3 * len(kinds)), layout="constrained")
+        panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+        for axes, (side, table) in zip(panels, tables.items(), strict=True):
+            counts = [[table.get(kind, {}).get(state, 0) for state in states] for kind in kinds]
+            shares = [[100 * count / (sum(row) or 1) for count in row] for row in counts]
+            axes.imshow(shares, cmap="Greys", vmin=0, vmax=120, aspect="auto")
+            for place, row in enumerate(shares):
+                for column, share in enumerate(row):
+                    color = "white" if share > 55 else "black"
+                    axes.text(column, place, f"{share:.0f}", ha="center", va="center", color=color)
+            axes.set_xticks(range(len(states)), states)
+            axes.set_yticks(range(len(kinds)), [_label(kind.replace("_", " ")) for kind in kinds])
+            axes.grid(False)
+            axes.tick_params(length=0)
+            axes.set_title(f"{_label(side)} (% of items)", fontsize=10)
+        return figure
+
+
+def _step_states(items: Sequence[ItemResult]) -> dict[str, dict[str, int]]:
+    """Kind of step, in the order of the steps → what can be said of it → in how many items."""
+    found: dict[str, dict[str, int]] = {}
+    for item in sorted(items, key=lambda item: -len(item.checks)):
+        for check in item.checks:
+            row = found.setdefault(check.kind, {})
+            state = "true" if check.correct else check.error
+            row[state] = row.get(state, 0) + 1
+    return found
+
+
 def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
     """One horizontal bar a label, the first on top."""
     with matplotlib.rc_context(STYLE):
@@ -193,12 +260,15 @@ def lengths_figure(before: Mapping[int, int], after: Mapping[int, int], names: t
         return figure
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display in a notebook, with a text for who cannot see it."""
+def show(figure: Figure | None, alt: str) -> None:
+    """Display in a notebook, with a text for who cannot see it; where there is no figure, the text alone."""
+    if figure is None:
+        print(alt)
+        return
     out = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
-    display(Image(out.getvalue(), alt=alt))
+        figure.savefig(out, format="png", dpi=DOTS, metadata={"Software": None})
+    display(Image(out.getvalue(), alt=alt, retina=True))
 
 
 def _plain_number(value: float, place: int) -> str:

@@ -44,8 +44,8 @@ KERNEL_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # What the rendered page may hold of Markdown and HTML in a notebook; anything else is shown as text.
 TAGS = """a b blockquote br code dd details div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre small span strong sub
 summary sup table tbody td th thead tr ul""".split()
-STYLES = """background-color border color font-family font-size line-height padding text-align vertical-align
-white-space""".split()
+STYLES = """background-color border border-collapse border-radius color font-family font-size font-weight line-height
+margin max-width opacity padding text-align vertical-align white-space""".split()
 
 
 class Stage(NamedTuple):
@@ -99,7 +99,7 @@ def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     for name in ("papermill", "asyncio", "traitlets"):  # what they would log of a failure, the one error line says
         logging.getLogger(name).setLevel(logging.CRITICAL)
     papermill.execute_notebook(
-        nbformat.read(source, as_version=4), _literal(scratch), parameters,
+        _linked(nbformat.read(source, as_version=4), "ipynb"), _literal(scratch), parameters,
         kernel_name="python3", cwd=str(source.parent), progress_bar=False,
         extra_arguments=["--log-level=CRITICAL"],
     )  # fmt: skip
@@ -152,19 +152,24 @@ def render(notebook: Path, run: Run | None = None) -> str:
         exclude_output_prompt=True,
         filters={"clean_html": _plain_markup, "ansi2html": _plain_text},
     )
-    content = nbformat.read(notebook, as_version=4)
-    for cell in content.cells:
-        if run and cell.cell_type == "markdown":  # from page to page, as the notebooks lead to each other
-            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda link: f"]({_page_of(link[1])}.html)", cell.source)
-    name = notebook.name.removeprefix(".").partition(".")[0]
+    content, name = nbformat.read(notebook, as_version=4), notebook.name.removeprefix(".").partition(".")[0]
     frame = frame_of(name, PAGES, provenance_of(run) if run else None)
-    page, _ = exporter.from_notebook_node(content, {"metadata": {"name": frame.title}, "frame": frame})
+    about = {"metadata": {"name": frame.title}, "frame": frame}
+    page, _ = exporter.from_notebook_node(_linked(content, "html") if run else content, about)
     return page
 
 
-def _page_of(notebook: str) -> str:
+def _linked(notebook: nbformat.NotebookNode, kind: str) -> nbformat.NotebookNode:
+    """With links between notebooks that lead to the executed notebooks of a run, or (kind `html`) to their pages."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda link: f"]({_stage_of(link[1])}.{kind})", cell.source)
+    return notebook
+
+
+def _stage_of(notebook: str) -> str:
     """The last stage of a notebook: 04_evaluate is executed twice, and to be read of is the tuned model."""
-    return [stage for stage, name in NOTEBOOKS.items() if name == notebook][-1]
+    return [stage for stage, name in NOTEBOOKS.items() if notebook in (stage, name)][-1]
 
 
 def _plain_text(printed: str) -> Markup:

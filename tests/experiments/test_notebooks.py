@@ -219,7 +219,7 @@ def test_a_page_keeps_figures_tables_links_to_its_neighbours_and_the_policy(tmp_
     assert soup.find("img")["alt"] == "Loss" and soup.find("img")["src"] == "data:image/png;base64,iVBORw0KGgo="
     assert [cell.get_text() for cell in soup.select("tbody td")] == ["traces", "3"]
     assert soup.select_one("tbody td:last-child")["style"] == "text-align: right;"
-    assert "02_dataset.ipynb" in [link.get("href") for link in soup.find_all("a")]
+    assert "02_dataset.html" in [link.get("href") for link in soup.find_all("a")]
     policy = soup.head.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
     assert policy.startswith("default-src 'none'; ") and "script-src" not in policy and "http" not in policy
 

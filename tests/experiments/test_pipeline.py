@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -105,6 +106,25 @@ def test_every_notebook_is_there_executed_to_its_end_and_readable_as_a_page(done
         assert not page.find_all(["script", "iframe", "link"]) and page.find("h1")
         assert all(image.get("alt") for image in page.find_all("img"))
         assert conclusion.split(";")[0].split(",")[0] in page.get_text()
+
+
+def test_every_notebook_opens_with_two_sentences_of_the_run(done):
+    for name in STAGE_NAMES:
+        [setup] = [c for c in nbformat.read(done.folder / f"{name}.ipynb", as_version=4).cells if c.id == "setup"]
+        [summary] = [output.data["text/markdown"] for output in setup.outputs]
+        assert re.fullmatch(r"\*\*[^*]+\.\*\* [^*]+\.", summary), summary
+        page = BeautifulSoup((done.folder / f"{name}.html").read_text(), "html.parser")
+        assert page.strong.text.split(":")[0].split(",")[0] in summary.replace("\\", "")
+
+
+def test_links_from_notebook_to_notebook_and_from_page_to_page_lead_to_files_of_the_run(done):
+    for name in STAGE_NAMES:
+        cells = nbformat.read(done.folder / f"{name}.ipynb", as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        page = BeautifulSoup((done.folder / f"{name}.html").read_text(), "html.parser")
+        links = [link["href"] for link in page.select("a[href]") if not link["href"].startswith("#")]
+        assert links and all(link.endswith(".html") for link in links)
+        assert all((done.folder / link).is_file() for link in [*links, *re.findall(r"\]\(([^)]*)\)", text)])
 
 
 def test_the_reports_say_the_verdict_of_the_manifest(done):

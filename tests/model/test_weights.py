@@ -157,3 +157,7 @@ def test_a_model_from_scratch_is_a_function_of_its_seed(dataset):
     assert first.params["embedding"].shape == (first.tokenizer.vocab_size, 128)
     narrow = base_model("tiny", 1, dataset.tokenizer_file, jnp.bfloat16)
     assert narrow.weights_sha256 == tree_digest(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), first.params))
+
+
+def test_a_model_says_briefly_what_it_is(small_model):
+    assert repr(small_model) == f"Model('toy', 1 layers, vocabulary {small_model.config.vocab_size})"
