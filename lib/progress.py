@@ -3,10 +3,12 @@
 RETRACE_PROGRESS names the terminal to draw on where notebooks run headless under a command; empty means none.
 """
 
+import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,10 +18,9 @@ VARIABLE = "RETRACE_PROGRESS"
 @contextmanager
 def progress(total: int, label: str, unit: str, initial: int = 0) -> Iterator[tqdm]:
     """A bar that is gone when the block ends."""
-    with _target() as (file, silent):
-        options = {"leave": False, "dynamic_ncols": True, "mininterval": 0.5, "file": file, "disable": silent}
-        with tqdm(total=total, desc=label, unit=f" {unit}", initial=initial, **options) as bar:
-            yield bar
+    options = {"total": total, "desc": label, "unit": f" {unit}", "initial": initial, "leave": False}
+    with _bar(options | {"mininterval": 0.5}) as bar:
+        yield bar
 
 
 def terminal() -> str:
@@ -30,11 +31,26 @@ def terminal() -> str:
 
 
 @contextmanager
-def _target() -> Iterator[tuple]:
+def _bar(options: dict[str, Any]) -> Iterator[tqdm]:
     named = os.environ.get(VARIABLE)
     if named:
-        with open(named, "w") as file:
-            yield file, False
+        with open(named, "w") as file, tqdm(**options, dynamic_ncols=True, file=file) as bar:
+            yield bar
+    elif named is None and "ipykernel" in sys.modules:
+        with _InNotebook(**options, ncols=90, ascii=False, file=io.StringIO()) as bar:
+            yield bar
     else:
-        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-        yield sys.stderr, named == "" or not watched
+        silent = named == "" or not sys.stderr.isatty()
+        with tqdm(**options, dynamic_ncols=True, file=sys.stderr, disable=silent) as bar:
+            yield bar
+
+
+class _InNotebook(tqdm):
+    """A bar under the cell that runs, redrawn in its place; at its end its output is empty, and no page shows it."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        from IPython.display import display
+
+        handle = display({"text/plain": ""}, raw=True, display_id=True)
+        return lambda text: handle.update({"text/plain": text} if text else {}, raw=True)
