@@ -24,7 +24,7 @@ help:
 	@echo "make test-slurm   a sweep on a Slurm of this machine, as root; installs Debian's, and submitit into .venv-slurm"
 	@echo "make test-mlflow  runs told to MLflow and TensorBoard, which it installs into .venv-mlflow"
 	@echo "make test-pages   every page through an HTML validator and axe; npm's, which it installs into .venv-pages, and Chromium"
-	@echo "make lab          JupyterLab on the notebooks"
+	@echo "make lab          JupyterLab, on a page that says where to begin"
 	@echo "make tensorboard  TensorBoard on all runs that were told to it, installed into .venv"
 	@echo "make lint         ruff"
 	@echo "make bench        speed and memory, beside Tunix, TRL and transformers, into docs/performance.md (an hour)"
@@ -47,7 +47,7 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 
 lab: $(READY)
-	@$(BIN)/jupyter lab notebooks
+	@JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab
 
 bench: $(READY) .venv-tunix/ready .venv-peers/ready
 	@RETRACE_TUNIX_PYTHON=$(CURDIR)/.venv-tunix/bin/python RETRACE_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python \

@@ -16,6 +16,7 @@ LONGEST = 600  # characters of a text that are shown; a card is for a glance
 LINES = 12  # lines of a list
 
 _BOX = "border: 1px solid #8a94a6; border-radius: 6px; padding: 8px 12px; display: inline-block; max-width: 60em"
+_BOX += "; line-height: 1.5"
 _NAME = "text-align: left; vertical-align: top; font-weight: normal; opacity: 0.75; padding: 2px 16px 2px 0"
 _NAME += "; white-space: nowrap"
 _VALUE = "text-align: left; vertical-align: top; padding: 2px 0; white-space: pre-wrap"

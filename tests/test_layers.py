@@ -173,6 +173,11 @@ def test_papermill_has_one_door():
     assert len(users) <= 1 and all(name.startswith("experiments.") for name in users)
 
 
+def test_widgets_are_for_exploring_alone():
+    assert {name for name, source in SOURCES.items() if "ipywidgets" in roots(source)} == {"experiments.explore"}
+    assert not [name for name, source in SOURCES.items() if "experiments.explore" in ours(source)]
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_optional_packages_are_never_needed_at_the_start(module: str):
     assert not roots(SOURCES[module], at_start=True) & OPTIONAL

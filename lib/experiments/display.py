@@ -21,7 +21,7 @@ from lib.evaluation.results import ItemResult
 from lib.experiments import report
 from lib.experiments.markdown import inline
 
-_CELL = "vertical-align: top; text-align: left; padding: 2px 8px 2px 0; background-color: transparent"
+_CELL = "vertical-align: top; text-align: left; padding: 2px 8px 2px 0; overflow-wrap: anywhere"
 
 
 def opening() -> DisplayHandle:
@@ -55,11 +55,16 @@ def pairs(found: Sequence[tuple[ItemResult, ItemResult]], none: str) -> HTML:
 
 
 def _pair(before: ItemResult, after: ItemResult) -> str:
-    sides = "".join(
-        f'<td style="{_CELL}">{completion(item, title)}</td>' for title, item in (("Before", before), ("After", after))
-    )
     question = f"{before.prompt} (expected: {before.expected})"
-    return f"<p>{escape(visible(question))}</p><table><tbody><tr>{sides}</tr></tbody></table>"
+    return (
+        f"<p>{escape(visible(question))}</p>{side_by_side([completion(before, 'Before'), completion(after, 'After')])}"
+    )
+
+
+def side_by_side(cards: Sequence[str]) -> str:
+    """Cards, which are HTML, in one row."""
+    cells = "".join(f'<td style="{_CELL}">{one}</td>' for one in cards)
+    return f'<table style="table-layout: fixed; width: 100%"><tbody><tr>{cells}</tr></tbody></table>'
 
 
 def completion(item: ItemResult, title: str) -> str:

@@ -45,7 +45,7 @@ KERNEL_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TAGS = """a b blockquote br code dd details div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre small span strong sub
 summary sup table tbody td th thead tr ul""".split()
 STYLES = """background-color border border-collapse border-radius color font-family font-size font-weight line-height
-margin max-width opacity padding text-align vertical-align white-space""".split()
+margin max-width opacity overflow-wrap padding table-layout text-align vertical-align white-space width""".split()
 
 
 class Stage(NamedTuple):

@@ -50,6 +50,14 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
+class Chance(NamedTuple):
+    """One token of a continuation: its probability after all before it, and the likeliest tokens there with theirs."""
+
+    token: int
+    probability: float
+    likeliest: list[tuple[int, float]]
+
+
 class _Decoding(NamedTuple):
     """State of the decoding loop; S = prompt width + max_new_tokens."""
 
@@ -105,6 +113,20 @@ def likelihoods(
         for index, logprob, likeliest in zip(chosen, logprobs.tolist(), greedy.tolist(), strict=False):
             found[index] = Likelihood(logprob, likeliest)
     return found
+
+
+def chances(
+    graph: nnx.GraphDef, params: dict, prompt: list[int], continuation: list[int], count: int = 5
+) -> list[Chance]:
+    """What the model makes of each token of a continuation (token ids), beside the `count` likeliest at its place."""
+    whole = prompt + continuation
+    [(width, _)] = _batches([len(whole)], 1)
+    tokens, valid = _left_padded([whole], width, 1)
+    own, ids, shares = (found[-len(continuation) :].tolist() for found in _chances(graph, params, tokens, valid, count))
+    return [
+        Chance(token, probability, list(zip(*likeliest, strict=True)))
+        for token, probability, *likeliest in zip(continuation, own, ids, shares, strict=True)
+    ]
 
 
 def _streams(prompts: list[list[int]], seed: int) -> jax.Array:
@@ -206,6 +228,18 @@ def _likelihood(
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
     likeliest = jnp.argmax(logits, axis=-1) == tokens[:, 1:]
     return jnp.sum(jnp.where(asked, logprobs, 0.0), axis=-1), jnp.all(likeliest | ~asked, axis=-1)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _chances(
+    graph: nnx.GraphDef, params: dict, tokens: jax.Array, valid: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of tokens [1, T] from the second on: their probabilities [T-1], the likeliest ids and theirs [T-1, count]."""
+    model: Gemma = nnx.merge(graph, params)
+    hidden, _ = model(tokens, positions(valid), causal_mask(valid))
+    shares = jax.nn.softmax(model.logits(hidden[0, :-1]))  # [T-1, V]: what is expected at place t + 1
+    likeliest, ids = jax.lax.top_k(shares, count)
+    return jnp.take_along_axis(shares, tokens[0, 1:, None], axis=-1)[:, 0], ids, likeliest
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -348,3 +349,22 @@ def test_a_notebook_runs_alone_under_plain_papermill(name, home, tmp_path, own_r
     if name == "05_compare":  # which is all of the job
         assert "on 32 items" in sentence and (folder / "report.html").is_file()
         assert json.loads((folder / "eval_summary.json").read_bytes())["sentence"] == sentence
+
+
+def test_a_run_is_explored_under_plain_papermill_and_nothing_in_it_changes(done, home, tmp_path):
+    before = {path: sha256_file(path) for path in done.folder.rglob("*") if path.is_file()}
+    out = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", "notebooks/00_explore.ipynb", str(out), "-p", "run_dir", done.folder]
+    environment = os.environ | {"RETRACE_HOME": str(done.home)}
+    ended = subprocess.run(command, cwd=repository_root(), capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    views = {cell.id: cell.outputs[-1].data for cell in nbformat.read(out, as_version=4).cells if cell.get("outputs")}
+    for name in ("traces", "ask", "steps"):  # moved in JupyterLab, still everywhere else
+        assert "application/vnd.jupyter.widget-view+json" in views[name] and "<script" not in views[name]["text/html"]
+    asked = BeautifulSoup(views["ask"]["text/html"], "html.parser")
+    assert [title.text.split(":")[0] for title in asked.find_all("strong")][:2] == ["tiny (base)", "tiny (tuned)"]
+    for model, tokens in zip(("before", "after"), asked.find_all("p")[1:3], strict=True):
+        [probability.decompose() for probability in tokens.find_all("sub")]
+        assert tokens.text.replace("↵", "\n") == read_results(done.folder / f"eval_{model}.jsonl").items[0].completion
+    assert views["conclusion"]["text/markdown"].replace("\\", "") == done.manifest["metrics"]["evaluation"]["sentence"]
+    assert {path: sha256_file(path) for path in done.folder.rglob("*") if path.is_file()} == before

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lib.config import SamplingConfig
 from lib.model.gemma import causal_mask, positions
-from lib.model.sampler import GREEDY, Completion, _draw, _left, generate, likelihoods
+from lib.model.sampler import GREEDY, Completion, _draw, _left, chances, generate, likelihoods
 from lib.model.weights import Model
 
 NEVER = -1  # an id that no model writes
@@ -155,6 +155,17 @@ def test_tokens_are_drawn_as_often_as_their_probability_says():
     expected = np.asarray(jax.nn.softmax(logits / temperature))
     assert (abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / count)).all()  # four standard errors
     np.testing.assert_allclose(logprobs, logits[drawn], atol=1e-6)
+
+
+def test_a_chance_is_what_the_whole_vocabulary_gives_to_a_token(talker: Model, prompts):
+    prompt, written = prompts[4], [9, 7, 8]
+    found = chances(talker.graph, talker.params, prompt, written, count=3)
+    shares = np.asarray(jax.nn.softmax(uncached_logits(talker, prompt + written)[len(prompt) - 1 : -1]))
+    assert [one.token for one in found] == written
+    for one, row in zip(found, shares, strict=True):
+        np.testing.assert_allclose(one.probability, row[one.token], rtol=1e-4)
+        assert [token for token, _ in one.likeliest] == np.argsort(-row)[:3].tolist()
+        np.testing.assert_allclose([share for _, share in one.likeliest], np.sort(row)[::-1][:3], rtol=1e-4)
 
 
 def test_a_likelihood_is_that_of_decoding_and_no_neighbour_changes_it(talker: Model, prompts):
