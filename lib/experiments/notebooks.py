@@ -189,7 +189,9 @@ def _keeps(tag: str, attribute: str, value: str) -> bool:
     """A link leads to a file beside the page or to a place in it; a style calls no function, so it names no URL."""
     if attribute == "href":
         return tag == "a" and bool(re.fullmatch(r"[\w.-]*(#.*)?", value))
-    return attribute in ("class", "scope") or attribute == "style" and "(" not in value
+    if attribute == "scope":
+        return tag == "th" and value in ("row", "col")
+    return attribute == "class" or attribute == "style" and "(" not in value
 
 
 def _declared(source: Path) -> dict[str, Any]:

@@ -36,8 +36,9 @@ from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
 from lib.evaluation.compare import Comparison
 from lib.evaluation.leaks import Leak
-from lib.experiments import index, report
+from lib.experiments import display, index, report
 from lib.experiments.evidence import Provenance, Row
+from lib.experiments.explore import Chosen, shaded
 from lib.experiments.markdown import printable
 from lib.experiments.notebooks import check_parameters, render
 from lib.experiments.reproduce import Certificate
@@ -220,6 +221,18 @@ def _page(body: str) -> str:
     return f"<!DOCTYPE html><html><head><meta charset='utf-8'><title>safe</title></head><body>{body}</body></html>"
 
 
+def _cards(found: Comparison) -> list[str]:
+    """What shows itself in the notebooks 00, 04 and 05."""
+    pairs = list(zip(found.before.items, found.after.items, strict=True))
+    return [
+        *(item._repr_html_() for item in found.after.items),
+        found._repr_html_(),
+        found.after._repr_html_(),
+        display.pairs(pairs, none="").data,
+        shaded([Chosen(text, 0.3, []) for text in ALL.values()]),
+    ]
+
+
 def _answers(found: Comparison) -> nbformat.NotebookNode:
     """What the notebooks 04 and 05 show of these answers, and what a notebook shows that fails over them."""
     items = "\n\n".join(f"{item.prompt}\n{report.visible(item.completion)}\n→ {item.verdict}; {item.first_error}"
@@ -230,6 +243,7 @@ def _answers(found: Comparison) -> nbformat.NotebookNode:
         new_output("stream", name="stderr", text=items),
         new_output("display_data", {"text/markdown": report.markdown(found), "text/plain": "<Markdown>"}),
         new_output("display_data", {"text/html": table.data, "text/plain": repr(table)}),
+        *(new_output("display_data", {"text/html": html}) for html in _cards(found)),
         *(new_output("error", ename=text, evalue=text, traceback=[text, f"\x1b[31m{text}\x1b[0m"])
           for text in ALL.values()),
     ]  # fmt: skip
