@@ -162,7 +162,8 @@ def step_figure(sides: Mapping[str, Sequence[ItemResult]]) -> Figure | None:
             axes.set_yticks(range(len(kinds)), [_label(kind.replace("_", " ")) for kind in kinds])
             axes.grid(False)
             axes.tick_params(length=0)
-            axes.set_title(f"{_label(side)} (% of items)", fontsize=10)
+            axes.tick_params(axis="x", labelsize=8 if len(states) * len(tables) > 6 else 10)
+            axes.set_title(f"{_label(side)} (% of steps)", fontsize=10)
         return figure
 
 
