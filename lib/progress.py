@@ -36,13 +36,19 @@ def _bar(options: dict[str, Any]) -> Iterator[tqdm]:
     if named:
         with open(named, "w") as file, tqdm(**options, dynamic_ncols=True, file=file) as bar:
             yield bar
-    elif named is None and "ipykernel" in sys.modules:
+    elif named is None and _in_kernel():
         with _InNotebook(**options, ncols=90, ascii=False, file=io.StringIO()) as bar:
             yield bar
     else:
         silent = named == "" or not sys.stderr.isatty()
         with tqdm(**options, dynamic_ncols=True, file=sys.stderr, disable=silent) as bar:
             yield bar
+
+
+def _in_kernel() -> bool:
+    """True where Jupyter runs this; that its packages are imported says nothing yet."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class _InNotebook(tqdm):

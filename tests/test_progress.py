@@ -1,9 +1,9 @@
 """A bar is drawn where somebody watches, with the time that is left, and nothing of it stays."""
 
 import re
-import sys
 import types
 
+import IPython
 import IPython.display
 import pytest
 
@@ -20,7 +20,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         return types.SimpleNamespace(update=lambda data, raw: shown.append(data))
 
     monkeypatch.setattr(IPython.display, "display", display)
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr(IPython, "get_ipython", lambda: types.SimpleNamespace(kernel="running"))
     monkeypatch.delenv(VARIABLE)
     return shown
 
