@@ -19,8 +19,13 @@ Line = dict[str, float]
 
 
 @contextmanager
-def event_files(output: Path, tracking: Iterable[str], earlier: list[Line]) -> Iterator[Callable[[Line], None]]:
-    """What tells a line, after those told earlier; where TensorBoard is not among the trackers, it does nothing."""
+def event_files(
+    output: Path, tracking: Iterable[str], earlier: list[Line], last: float | None = None
+) -> Iterator[Callable[[Line], None]]:
+    """What tells a line, after those told earlier; where TensorBoard is not among the trackers, it does nothing.
+
+    `last` is when the last of them was logged, in seconds since 1970; by default now.
+    """
     if "tensorboard" not in tracking:
         yield lambda line: None
         return
@@ -29,7 +34,7 @@ def event_files(output: Path, tracking: Iterable[str], earlier: list[Line]) -> I
     shutil.rmtree(output / EVENTS, ignore_errors=True)
     # Whoever has the former files open drops their points from this step on.
     with SummaryWriter(str(output / EVENTS), purge_step=0, flush_secs=5) as writer:
-        began = time.time() - (earlier[-1]["seconds"] if earlier else 0.0)
+        began = (last or time.time()) - (earlier[-1]["seconds"] if earlier else 0.0)
 
         def tell(line: Line) -> None:
             for name, value in line.items():
@@ -43,5 +48,5 @@ def event_files(output: Path, tracking: Iterable[str], earlier: list[Line]) -> I
 
 def write_events(output: Path, lines: list[Line]) -> Path:
     """The event files of a training that is over, from its logged lines. Returns their folder."""
-    with event_files(output, ["tensorboard"], lines):
+    with event_files(output, ["tensorboard"], lines, last=(output / "metrics.jsonl").stat().st_mtime):
         return output / EVENTS

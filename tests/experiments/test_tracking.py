@@ -5,6 +5,7 @@ readers; `make test-mlflow` installs these into an environment of their own.
 """
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,13 +111,17 @@ def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, 
 # ---- against the real ones ----------------------------------------------------------------------------------
 
 
-def points(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard would draw."""
+def scalars(folder: Path, tag: str) -> list:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(folder / "tensorboard"))
     found.Reload()
-    return [(point.step, point.value) for point in found.Scalars(tag)]
+    return found.Scalars(tag)
+
+
+def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """What TensorBoard would draw."""
+    return [(point.step, point.value) for point in scalars(folder, tag)]
 
 
 def logged(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -141,6 +146,16 @@ def test_tensorboard_sees_each_logged_step_once_though_training_was_killed(
     assert points(tmp_path, "training/held_out_loss") == logged(tmp_path, "held_out_loss")
     untold = train(small_model, examples, replace(CONFIG, tracking=[]), tmp_path / "untold")
     assert untold.weights_sha256 == result.weights_sha256
+
+
+@pytest.mark.mlflow
+def test_tensorboard_is_told_of_a_run_that_is_over_when_each_step_was(tmp_path: Path):
+    folder = ended(tmp_path / "toy")
+    os.utime(folder / "metrics.jsonl", (1735689600, 1735689600))
+    for _ in range(2):
+        assert track(folder, ["tensorboard"], print) == {"tensorboard": str(folder / "tensorboard")}
+    assert points(folder, "training/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert [point.wall_time for point in scalars(folder, "training/loss")] == [1735689599.0, 1735689599.5, 1735689600]
 
 
 @pytest.fixture
