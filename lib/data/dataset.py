@@ -11,7 +11,6 @@ name of its eval set. The folder holds `traces.parquet`, the small `tokenizer.js
 appears whole. However many traces there are, only what orders them is held in memory.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,15 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 from filelock import FileLock
 
 from lib.cards import card
 from lib.config import DatasetConfig, TracesConfig
-from lib.data.frames import read_frames, write_frames
+from lib.data.frames import PART_ROWS, read_frames, write_frames
 from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.selection import Selection, select
-from lib.data.store import COLUMNS, Store, traces_in
+from lib.data.store import COLUMNS, Question, Store, hash_of_lines, questions_in, sorted_parts, traces_in
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
 from lib.data.validation import lengths_record, measure_lengths, spread
 from lib.errors import RequestError, RetraceError
@@ -63,13 +63,18 @@ class Traces:
         for frame in read_frames(self.file, "record"):
             yield from traces_in(frame, str(self.file))
 
+    def questions(self) -> Iterator[Question]:
+        """What each of them asks."""
+        for frame in read_frames(self.file, "record"):
+            yield from questions_in(frame, str(self.file))
+
     def spread(self, count: int) -> Iterator[Trace]:
         """So many of them at even distances, or all where they are no more."""
-        start, wanted = 0, pl.Series(list(spread(len(self), count)), dtype=pl.Int64)
+        start, wanted = 0, np.array(sorted(spread(len(self), count)))
         for frame in read_frames(self.file, "record"):
-            here = pl.int_range(start, start + len(frame), eager=True).is_in(wanted.implode())
+            first, last = np.searchsorted(wanted, (start, start + len(frame)))
+            yield from traces_in(frame[wanted[first:last] - start], str(self.file))
             start += len(frame)
-            yield from traces_in(frame.filter(here), str(self.file))
 
 
 class Dataset(NamedTuple):
@@ -192,10 +197,10 @@ def dataset_tokenizer(examples: Iterable[Example]) -> Tokenizer:
 
 
 def _manifest(store: Store, request: DatasetConfig, chosen: Selection) -> dict[str, Any]:
-    ids, content = _ids_and_content(chosen)
+    contents, order = store.contents(), chosen.order
+    content = hash_of_lines(contents[order[start : start + PART_ROWS]] for start in range(0, len(chosen), PART_ROWS))
     facts = chosen.facts
     held_out = int(facts["held_out"].sum())
-    sources = facts["source"].value_counts().rows()
     return {
         "dataset_key": dataset_key(request),
         "build_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"retrace:dataset:{dataset_key(request)}:{content}")),
@@ -208,7 +213,7 @@ def _manifest(store: Store, request: DatasetConfig, chosen: Selection) -> dict[s
         "selection_strategy": request.selection_strategy,
         "seed": request.seed,
         "limit": request.limit,
-        "trace_ids": ids,
+        "trace_ids": _ids(chosen),
         "trace_count": len(chosen),
         "stats": {
             "avg_step_count": facts["steps"].mean(),
@@ -222,22 +227,17 @@ def _manifest(store: Store, request: DatasetConfig, chosen: Selection) -> dict[s
         "content_sha256": content,
         "provenance": {
             "trace_version": TRACE_VERSION,
-            "store_content_sha256": store.content_hash(),
-            "sources": dict(sorted(sources)),
+            "store_content_sha256": hash_of_lines(sorted_parts(contents)),
+            "sources": chosen.sources,
         },
     }
 
 
-def _ids_and_content(chosen: Selection) -> tuple[list[str] | None, str]:
-    """The ids where they are few, and SHA-256 over the content hashes, a line each; both in order."""
-    hashed, between = hashlib.sha256(), ""
-    ids: list[str] | None = [] if len(chosen) <= IDS_IN_MANIFEST else None
-    for frame in chosen.frames("id", "content_sha256"):
-        hashed.update((between + "\n".join(frame["content_sha256"])).encode())
-        between = "\n"
-        if ids is not None:
-            ids.extend(frame["id"])
-    return ids, hashed.hexdigest()
+def _ids(chosen: Selection) -> list[str] | None:
+    """The ids in order, where they are few."""
+    if len(chosen) > IDS_IN_MANIFEST:
+        return None
+    return [id for frame in chosen.frames("id") for id in frame["id"]]
 
 
 def _write(folder: Path, manifest: dict[str, Any], chosen: Selection) -> None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from queue import Full, Queue
 from typing import IO
@@ -17,7 +17,8 @@ from polars.io.plugins import register_io_source
 
 from lib.errors import RetraceError
 
-PART_ROWS = 50_000  # that are held at a time
+PART_ROWS = 50_000  # that are written at a time
+PART_BYTES = 1 << 27  # that are put in order at a time, unless PART_ROWS have more
 PARQUET = {"compression": "zstd", "compression_level": 1, "statistics": False}  # twice as fast as the default
 
 
@@ -58,27 +59,37 @@ def write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes], place: str) ->
 def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -> Iterator[pl.DataFrame]:
     """The rows of the frames in another order: row i goes to `places[i]`, or nowhere where that is negative.
 
-    `places` holds each of 0, 1, … once, as int32[rows]. Where they are more than are held at a time, the rows are
-    dealt out to files in a temporary folder within `folder`, one file for each range of places, which are then read
-    one by one.
+    `places` holds each of 0, 1, … once, as int32[rows]. They come back PART_ROWS at a time. Where they are more, the
+    rows are dealt out to files in a temporary folder within `folder`, each for a range of places, which are then read
+    one range after the other; a range is as many times PART_ROWS as PART_BYTES hold.
     """
-    parts = 1 + max(0, int(places.max(initial=-1))) // PART_ROWS
-    if parts == 1:
-        if held := list(_placed(frames, places)):
-            yield pl.concat(held).sort("place").drop("place")
+    total = 1 + int(places.max(initial=-1))
+    held = _gathered(_placed(frames, places))
+    if total <= PART_ROWS:
+        if rows := list(held):
+            yield pl.concat(rows).sort("place").drop("place")
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as scratch:
         files: defaultdict[int, list[Path]] = defaultdict(list)
-        for number, held in enumerate(_gathered(_placed(frames, places))):
-            dealt = held.with_columns(part=pl.col("place") // PART_ROWS).partition_by("part", as_dict=True)
-            for (part,), some in dealt.items():
+        width = 0
+        for number, rows in enumerate(held):
+            width = width or PART_ROWS * max(1, PART_BYTES * len(rows) // (1 + rows.estimated_size()) // PART_ROWS)
+            for part, some in _dealt(rows.sort("place"), width):
                 files[part].append(Path(scratch, f"{part}-{number}.arrow"))
-                some.drop("part").write_ipc(files[part][-1], compression="lz4")
-        for part in range(parts):
-            held = pl.concat([pl.read_ipc(file) for file in files[part]])
+                some.write_ipc(files[part][-1], compression="lz4")
+        for part in range(-(-total // width)):
+            rows = pl.concat([pl.read_ipc(file) for file in files[part]]).sort("place").drop("place")
             for file in files.pop(part):
                 os.unlink(file)
-            yield held.sort("place").drop("place")
+            yield from rows.iter_slices(PART_ROWS)
+
+
+def _dealt(rows: pl.DataFrame, width: int) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Rows that are in order of their places, cut at every `width` of these: the number of a cut, and its rows."""
+    parts = rows["place"].to_numpy() // width
+    starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
+    for start, end in pairwise(starts):
+        yield int(parts[start]), rows[start:end]
 
 
 def _placed(frames: Iterable[pl.DataFrame], places: np.ndarray) -> Iterator[pl.DataFrame]:
@@ -87,18 +98,23 @@ def _placed(frames: Iterable[pl.DataFrame], places: np.ndarray) -> Iterator[pl.D
     for frame in frames:
         here = pl.Series("place", places[start : start + len(frame)])
         start += len(frame)
-        if len(found := frame.with_columns(here).filter(pl.col("place") >= 0)):
+        found = frame.with_columns(here).filter(pl.col("place") >= 0)
+        if 2 * len(found) < len(frame):  # or the texts of all would stay in memory as long as any of them
+            found = found.with_columns(pl.col(pl.String) + "")
+        if len(found):
             yield found
 
 
 def _gathered(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """The same rows, about as many at a time as are held."""
     held: list[pl.DataFrame] = []
+    size = 0
     for frame in frames:
         held.append(frame)
-        if sum(map(len, held)) >= PART_ROWS:
+        size += frame.estimated_size()
+        if sum(map(len, held)) >= PART_ROWS and size >= PART_BYTES // 2:
             yield pl.concat(held)
-            held = []
+            held, size = [], 0
     if held:
         yield pl.concat(held)
 

@@ -5,31 +5,36 @@
     for frame in chosen.frames("record"): ...         # the chosen, in order, a batch at a time
 
 Every trace that matches the filters is chosen, or left out for one reason: the first that applies, in the order in
-which `_Judge.reason` looks for them, then duplicates, then the limit. The store is streamed: of each trace some forty
-bytes stay in memory, whatever its texts.
+which `_Judge` looks for them, then duplicates, then the limit. The store is streamed: of each trace some forty bytes
+stay in memory, whatever its texts.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import polars as pl
+from msgspec import UNSET, Struct
 
-from lib.config import CurationConfig, DatasetConfig, TracesConfig
+from lib.config import DatasetConfig, TracesConfig
 from lib.data.duplicates import NearDuplicates
 from lib.data.frames import in_order
 from lib.data.renderer import CONTROL_IN_JSON, refuse_control_tokens_in
 from lib.data.store import Store, read_segment, traces_in
 from lib.errors import RequestError
 from lib.tasks import TASKS, group_keys
-from lib.trace import Trace, shown
+from lib.trace import TRACE_VERSION, Trace, shown
 
 HELD_OUT_PERCENT = 5
 NOT_PLAYED = "of another seed, count or engine than traces asks for"
 OVER_LIMIT, DUPLICATE, NEAR_DUPLICATE = "over the limit", "a duplicate of another", "nearly a duplicate of another"
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
+QUESTIONS = 100_000  # of which is remembered what was found out about them
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
 
 
@@ -38,18 +43,22 @@ class Selection(NamedTuple):
 
     places   int32, its place in the dataset, negative where it has none
     codes    uint8, 0 for the chosen, 255 for what the filters do not match, else a number of `reasons`, from 1 on
-    facts    steps, characters, held_out and source of each of the chosen, in their order
+    order    uint32, for each place the number of the trace that has it, in a scan
+    facts    steps, characters and held_out of each of the chosen, in the order of a scan
+    sources  how many of the chosen come from each
     """
 
     segments: list[Path]
     scratch: Path
     places: np.ndarray
     codes: np.ndarray
+    order: np.ndarray
     reasons: list[str]
     facts: pl.DataFrame
+    sources: dict[str, int]
 
     def __len__(self) -> int:
-        return len(self.facts)
+        return len(self.order)
 
     @property
     def matched(self) -> int:
@@ -87,39 +96,40 @@ def select(
     """
     name, segments = f"{request.dataset_name}-{request.dataset_version}", store.segments()
     judge = _Judge(request, reserved, generated)
-    index = pl.concat([_NOTHING, *map(judge.judged, frames_of(segments, *_READ))]).with_row_index("at")
-    codes = index["code"].to_numpy(writable=True)
-    if not (codes != NO_MATCH).any():
+    index = _together(map(judge.judged, frames_of(segments, *judge.columns)))
+    if not index or (index["code"] == NO_MATCH).all():
         raise RequestError(f"dataset {name}: {_nothing_matches(store, request)}")
-    chosen = _sorted(index.filter(pl.col("code") == CHOSEN).drop("code"), request, segments)
+    codes = index.pop("code")
+    order = _order(*map(index.pop, _ORDERED_BY), np.flatnonzero(codes == CHOSEN).astype(np.uint32), segments)
     if request.curation.unique:
-        first = chosen.select(pl.struct("text", "text_too").is_first_distinct()).to_series()
-        chosen = _without(chosen, first, codes, judge.code(DUPLICATE))
+        first = _first_of_each(index.pop("text")[order], index.pop("text_too")[order])
+        order = _without(order, first, codes, judge.code(DUPLICATE))
     if request.curation.near_duplicates is not None:
         found = NearDuplicates(request.curation.near_duplicates)
-        places = _places(chosen, len(codes))
-        records = in_order(frames_of(segments, "record"), places, scratch)
+        records = in_order(frames_of(segments, "record"), _places(order, len(codes)), scratch)
         apart = [not found.seen(trace) for frame in records for trace in traces_in(frame, store.folder)]
-        chosen = _without(chosen, pl.Series(apart, dtype=pl.Boolean), codes, judge.code(NEAR_DUPLICATE))
+        order = _without(order, np.array(apart, bool), codes, judge.code(NEAR_DUPLICATE))
     if request.limit is not None:
-        within = pl.int_range(len(chosen), eager=True) < request.limit
-        chosen = _without(chosen, within, codes, judge.code(OVER_LIMIT))
-    facts = chosen.select("steps", "characters", "held_out", source=judge.sources_of(chosen["source"]))
-    made = Selection(segments, scratch, _places(chosen, len(codes)), codes, judge.reasons, facts)
+        order = _without(order, np.arange(len(order)) < request.limit, codes, judge.code(OVER_LIMIT))
+    suspects = order[index.pop("suspect")[order]]
+    facts = pl.DataFrame({name: values[codes == CHOSEN] for name, values in index.items()})
+    counts = np.bincount(facts.drop_in_place("source").to_numpy(), minlength=len(judge.sources)).tolist()
+    sources = {source: count for source, count in sorted(zip(judge.sources, counts, strict=True)) if count}
+    made = Selection(segments, scratch, _places(order, len(codes)), codes, order, judge.reasons, facts, sources)
     if not len(made):
         reasons = "; ".join(f"{count} {reason}" for reason, count in made.dropped.items())
         raise RequestError(
             f"dataset {name}: all {made.matched} traces that match are left out ({reasons}); "
             "generate or import others, or change the filters"
         )
-    if len(suspects := chosen.filter("suspect")):
+    if len(suspects):
         for frame in in_order(frames_of(segments, "record"), _places(suspects, len(codes)), scratch):
             for trace in traces_in(frame, store.folder):
                 refuse_control_tokens_in(trace)
     return made
 
 
-def frames_of(segments: list[Path], *columns: str) -> Iterator[pl.DataFrame]:
+def frames_of(segments: list[Path], *columns: str | pl.Expr) -> Iterator[pl.DataFrame]:
     """Columns of every trace of the segments, in the order of a scan."""
     for path in segments:
         yield from read_segment(path, *columns)
@@ -135,46 +145,53 @@ def is_held_out(prompt: str) -> bool:
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100 < HELD_OUT_PERCENT
 
 
-_READ = ("id", "content_sha256", "created_at", "record")
-_SCHEMA = {
-    "code": pl.UInt8, "created": pl.Int64, "key": pl.UInt64, "key_too": pl.UInt64, "text": pl.UInt64,
-    "text_too": pl.UInt64, "steps": pl.UInt16, "characters": pl.UInt32, "held_out": pl.Boolean, "source": pl.UInt16,
-    "suspect": pl.Boolean,
-}  # fmt: skip
-_NOTHING = pl.DataFrame(schema=_SCHEMA)
+class _Content(Struct, gc=False):
+    """What is judged of a step."""
+
+    content: str
 
 
 class _Judge:
-    """What is told of each trace before they are put in order."""
+    """What is told of each trace before they are put in order.
+
+    Only what is asked for is decoded of a record, and what depends on the question alone is looked up once for each
+    question: generated traces ask the same ones again and again.
+    """
 
     def __init__(self, request: DatasetConfig, reserved: dict[str, str], generated: TracesConfig | None):
         self.request, self.reserved, self.generated = request, reserved, generated
+        self.columns = ["record", pl.col("record").str.contains(CONTROL_IN_JSON).alias("suspect"), *_ordering(request)]
         self.reasons: list[str] = []
         self._codes: dict[str, int] = {}
-        self._sources: dict[str, int] = {}
+        self.sources: dict[str, int] = {}
+        self._fields = {"game": "game", "state": "state", "source": "source"}
+        for key in [*request.filters, *(("seed", "episode_index") if generated else ())]:
+            self._fields.setdefault(key, f"key{len(self._fields)}")
+        self._decode = _decoder(self._fields).decode
+        self._of_question = lru_cache(QUESTIONS)(self._look_up)
 
-    def judged(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """A row for each trace: whether it is left out, what it is ordered by, and what is counted of it."""
-        traces = list(traces_in(frame, "the store"))
-        unique = self.request.curation.unique
-        keys = self._keys(frame)
-        texts = _big_endian([_text_digest(trace) for trace in traces]) if unique else np.zeros((len(frame), 2))
-        return pl.DataFrame(
-            {
-                "code": list(map(self._code_of, traces)),
-                "created": frame["created_at"].str.to_datetime("%Y-%m-%dT%H:%M:%S%.6fZ", time_unit="us").cast(int),
-                "key": keys[:, 0],
-                "key_too": keys[:, 1],
-                "text": texts[:, 0],
-                "text_too": texts[:, 1],
-                "steps": [len(trace.steps) for trace in traces],
-                "characters": list(map(characters, traces)),
-                "held_out": [is_held_out(trace.prompt) for trace in traces],
-                "source": [self._source_of(trace) for trace in traces],
-                "suspect": frame["record"].str.contains(CONTROL_IN_JSON),
-            },
-            schema=_SCHEMA,
-        )
+    def judged(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        """Of each trace: whether it is left out, what it is ordered by, and what is counted of it."""
+        traces = list(map(self._decode, frame["record"]))
+        if strange := {trace.trace_version for trace in traces} - {TRACE_VERSION}:
+            raise RequestError(f"the store: trace_version {min(strange)!r} is not known, only {TRACE_VERSION!r}")
+        asked = [self._of_question(t.prompt, str(t.meta.game), bytes(t.meta.state)) for t in traces]
+        steps = np.array([len(trace.steps) for trace in traces], np.uint16)
+        length = np.array([characters(trace) for trace in traces], np.uint32)
+        reserved = np.array([code for _, code in asked], np.uint8)
+        columns = {
+            "code": self._codes_of(traces, frame["record"], reserved, steps, length),
+            **self._keys(frame),
+            "steps": steps,
+            "characters": length,
+            "held_out": np.array([held_out for held_out, _ in asked], bool),
+            "source": np.array([self._source_of(trace.meta.source) for trace in traces], np.uint16),
+            "suspect": frame["suspect"].to_numpy(),
+        }
+        if self.request.curation.unique:
+            digests = np.array([_text_digest(trace) for trace in traces], "S16").view(">u8").reshape(-1, 2)
+            columns |= dict(zip(("text", "text_too"), digests.T.astype(np.uint64), strict=True))
+        return columns
 
     def code(self, reason: str) -> int:
         """The number by which a reason goes."""
@@ -183,131 +200,188 @@ class _Judge:
             self._codes[reason] = len(self.reasons)
         return self._codes[reason]
 
-    def sources_of(self, codes: pl.Series) -> pl.Series:
-        return pl.Series(list(self._sources), dtype=pl.String).gather(codes.cast(pl.UInt32))
+    def _source_of(self, source: Any) -> int:
+        return self.sources.setdefault("unknown" if source is UNSET else str(source), len(self.sources))
 
-    def _source_of(self, trace: Trace) -> int:
-        return self._sources.setdefault(str(trace.meta.get("source", "unknown")), len(self._sources))
+    def _keys(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        """What the trace is ordered by: a moment, and 16 bytes, of its id or of a hash of seed and content."""
+        if self.request.selection_strategy != "random":
+            return {name: frame[name].to_numpy() for name in _ORDERED_BY}
+        seed = f"{self.request.seed}:"
+        hashes = b"".join([hashlib.sha256((seed + of).encode()).digest()[:16] for of in frame["content_sha256"]])
+        key, key_too = np.frombuffer(hashes, ">u8").reshape(-1, 2).T.astype(np.uint64)
+        return {"created": frame["created"].to_numpy(), "key": key, "key_too": key_too}
 
-    def _keys(self, frame: pl.DataFrame) -> np.ndarray:
-        """The 16 bytes that decide the order: of a hash of seed and content, or the first of the id."""
-        if self.request.selection_strategy == "random":
-            seed = self.request.seed
-            return _big_endian([hashlib.sha256(f"{seed}:{of}".encode()).digest() for of in frame["content_sha256"]])
-        return _big_endian([id.encode() for id in frame["id"]])
+    def _look_up(self, prompt: str, game: str, state: bytes) -> tuple[bool, int]:
+        """Whether the question is held out, and the code of the eval set that asks it; 0 where none does."""
+        keys = group_keys(prompt, game, msgspec.json.decode(state) if state and game in TASKS else None)
+        held = [self.reserved[key] for key in keys if key in self.reserved]
+        return is_held_out(prompt), self.code(f"asked in eval set {min(held)}") if held else CHOSEN
 
-    def _code_of(self, trace: Trace) -> int:
-        if not _matches(trace, self.request.filters):
-            return NO_MATCH
-        reason = self.reason(trace)
-        return self.code(reason) if reason else CHOSEN
+    def _codes_of(
+        self, traces: list, records: pl.Series, reserved: np.ndarray, steps: np.ndarray, length: np.ndarray
+    ) -> np.ndarray:
+        """Of each trace CHOSEN, NO_MATCH or the code of the first reason why it is left out for what it is."""
+        rule, codes = self.request.curation, np.full(len(traces), CHOSEN, np.uint8)
 
-    def reason(self, trace: Trace) -> str:
-        """Why a trace that matches is left out for what it is; empty where it is not."""
-        if self.generated is not None and _not_played(trace, self.generated):
-            return NOT_PLAYED
-        if held := [self.reserved[key] for key in trace_groups(trace) if key in self.reserved]:
-            return f"asked in eval set {min(held)}"
-        return unfit(trace, self.request.curation)
+        def leave_out(where: Any, reason: str) -> None:
+            codes[np.asarray(where, bool) & (codes == CHOSEN)] = self.code(reason)
 
+        if self.request.filters:
+            codes[~np.array([self._matches(trace.meta) for trace in traces], bool)] = NO_MATCH
+        if self.generated is not None:
+            leave_out([self._not_played(trace.meta, self.generated) for trace in traces], NOT_PLAYED)
+        codes = np.where(codes == CHOSEN, reserved, codes)
+        leave_out(length < rule.min_characters, f"of fewer than {rule.min_characters} characters")
+        if rule.max_characters is not None:
+            leave_out(length > rule.max_characters, f"of more than {rule.max_characters} characters")
+        leave_out(steps < rule.min_steps, f"of fewer than {rule.min_steps} steps")
+        if rule.max_steps is not None:
+            leave_out(steps > rule.max_steps, f"of more than {rule.max_steps} steps")
+        if rule.min_ascii:
+            shares = [ascii_share(trace) for trace in traces]
+            leave_out(np.array(shares) < rule.min_ascii, f"of less than {rule.min_ascii:g} ASCII characters")
+        if rule.verified:
+            left = np.flatnonzero(codes == CHOSEN)
+            found = map(_found_by_engine, traces_in(records.gather(left).to_frame(), "the store"))
+            for place, reason in zip(left, found, strict=True):
+                codes[place] = self.code(reason) if reason else CHOSEN
+        return codes
 
-def unfit(trace: Trace, rule: CurationConfig) -> str:
-    """The first rule that the trace does not keep to; empty where it keeps to all."""
-    length, steps = characters(trace), len(trace.steps)
-    if length < rule.min_characters:
-        return f"of fewer than {rule.min_characters} characters"
-    if rule.max_characters is not None and length > rule.max_characters:
-        return f"of more than {rule.max_characters} characters"
-    if steps < rule.min_steps:
-        return f"of fewer than {rule.min_steps} steps"
-    if rule.max_steps is not None and steps > rule.max_steps:
-        return f"of more than {rule.max_steps} steps"
-    if rule.min_ascii and ascii_share(trace) < rule.min_ascii:
-        return f"of less than {rule.min_ascii:g} ASCII characters"
-    if rule.verified:
-        game = TASKS.get(str(trace.meta.get("game", "")))
-        if game is None or "state" not in trace.meta:
-            return UNCHECKED
-        if game.verify(trace):
-            return UNTRUE
-    return ""
+    def _matches(self, meta: Any) -> bool:
+        return all(
+            any(type(value) is type(item) and value == item for item in _as_list(wanted))
+            for value, wanted in ((self._value(meta, key), wanted) for key, wanted in self.request.filters.items())
+        )
 
+    def _not_played(self, meta: Any, generated: TracesConfig) -> bool:
+        if meta.game != generated.game or meta.source not in ("builtin", "ungar"):
+            return False
+        if meta.source != generated.engine or self._value(meta, "seed") != generated.seed:
+            return True
+        episode = self._value(meta, "episode_index")
+        return not (-1 if episode is UNSET else episode) < generated.count
 
-def characters(trace: Trace) -> int:
-    """Of the prompt, the steps and the answer."""
-    return len(trace.prompt) + len(trace.final_answer) + sum(len(step.content) for step in trace.steps)
-
-
-def ascii_share(trace: Trace) -> float:
-    """The share of those characters that are ASCII: a plain test for text in another script."""
-    texts = [trace.prompt, trace.final_answer, *(step.content for step in trace.steps)]
-    return sum(sum(map(str.isascii, text)) for text in texts) / sum(map(len, texts))
-
-
-def _text_digest(trace: Trace) -> bytes:
-    """The same for the same question, steps and answer, whatever their `meta`."""
-    texts = [trace.prompt, *(step.content for step in trace.steps), trace.final_answer]
-    return hashlib.sha256("\0".join(texts).encode()).digest()
-
-
-def _big_endian(texts: list[bytes]) -> np.ndarray:
-    """uint64[texts, 2]: the first 16 bytes of each, so that numbers and texts have one order."""
-    return np.array([text[:16] for text in texts], dtype="S16").view(">u8").reshape(-1, 2).astype(np.uint64)
+    def _value(self, meta: Any, key: str) -> Any:
+        """The value of a key of `meta`, UNSET where it has none."""
+        value = getattr(meta, self._fields[key])
+        return msgspec.json.decode(value) if value and key == "state" else value
 
 
-def _sorted(chosen: pl.DataFrame, request: DatasetConfig, segments: list[Path]) -> pl.DataFrame:
-    """In the order of the request: by the hash of seed and content, or the newest first and ties by id."""
+def _decoder(fields: dict[str, str]) -> msgspec.json.Decoder:
+    """Reads of a record what is judged, and of its `meta` the keys of `fields`, each under the name given there.
+
+    `state` stays JSON, so that it can be looked up as it stands; a key that is not there is UNSET, or empty.
+    """
+    kinds = {"state": (msgspec.Raw, msgspec.Raw(b""))}
+    named = [(field, *kinds.get(key, (Any, UNSET))) for key, field in fields.items()]
+    meta = msgspec.defstruct("Meta", named, rename={f: key for key, f in fields.items()}, gc=False, frozen=True)
+    texts = [("trace_version", str), ("prompt", str), ("steps", list[_Content]), ("final_answer", str)]
+    return msgspec.json.Decoder(msgspec.defstruct("Judged", [*texts, ("meta", meta, meta())], gc=False))
+
+
+def _ordering(request: DatasetConfig) -> list[pl.Expr]:
+    """What a trace is ordered by: numbers that have the order of the texts, filled up with zeros."""
     if request.selection_strategy == "random":
-        return chosen.sort("key", "key_too")
-    order = {"by": ["created", "key", "key_too"], "descending": [True, False, False]}
-    chosen = chosen.sort(**order)
-    same = pl.all_horizontal([pl.col(name) == pl.col(name).shift() for name in order["by"]]).fill_null(False)
-    tied = chosen.select(same | same.shift(-1, fill_value=False)).to_series()
-    if tied.any():  # of those that begin alike the rest is looked at, and they share out their places anew
-        ids = _ids_of(chosen.filter(tied)["at"], segments)
-        again = chosen.filter(tied).join(ids, on="at").sort([*order["by"], "id"], descending=[True, *[False] * 3])
-        places = pl.int_range(len(chosen), eager=True)
-        order_again = pl.concat([places.filter(~tied), places.filter(tied)]).arg_sort()
-        chosen = pl.concat([chosen.filter(~tied), again.drop("id")])[order_again]
-    return chosen
+        return [pl.lit(0, pl.Int64).alias("created"), pl.col("content_sha256")]
+    moment = pl.col("created_at").str.to_datetime("%Y-%m-%dT%H:%M:%S%.6fZ", time_unit="us").cast(pl.Int64)
+    id = pl.col("id").str.pad_end(16, "\0").cast(pl.Binary)
+    halves = [id.bin.slice(start, 8).bin.reinterpret(dtype=pl.UInt64, endianness="big") for start in (0, 8)]
+    return [moment.alias("created"), halves[0].alias("key"), halves[1].alias("key_too")]
 
 
-def _ids_of(at: pl.Series, segments: list[Path]) -> pl.DataFrame:
+def _found_by_engine(trace: Trace) -> str:
+    """Why the trace is left out where all are to be verified; empty where it is not."""
+    game = TASKS.get(str(trace.meta.get("game", "")))
+    if game is None or "state" not in trace.meta:
+        return UNCHECKED
+    return UNTRUE if game.verify(trace) else ""
+
+
+def characters(trace: Any) -> int:
+    """Of the prompt, the steps and the answer."""
+    return len(trace.prompt) + len(trace.final_answer) + sum([len(step.content) for step in trace.steps])
+
+
+def ascii_share(trace: Any) -> float:
+    """The share of those characters that are ASCII: a plain test for text in another script."""
+    text = "".join([trace.prompt, trace.final_answer, *[step.content for step in trace.steps]])
+    return len(text.encode("ascii", "ignore")) / len(text)
+
+
+def _text_digest(trace: Any) -> bytes:
+    """The same for the same question, steps and answer, whatever their `meta`."""
+    texts = [trace.prompt, *[step.content for step in trace.steps], trace.final_answer]
+    return hashlib.sha256("\0".join(texts).encode()).digest()[:16]
+
+
+_ORDERED_BY = ("created", "key", "key_too")
+
+
+def _together(judged: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns of all, one column after the other, so that little is held twice."""
+    parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
+    for columns in judged:
+        for name, values in columns.items():
+            parts[name].append(values)
+    return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+
+
+def _order(
+    created: np.ndarray, key: np.ndarray, key_too: np.ndarray, chosen: np.ndarray, segments: list[Path]
+) -> np.ndarray:
+    """The chosen in the order of the request: the newest first, then by key, and of equal keys by the id.
+
+    The key alone tells nearly all apart, and one moment is often that of all; only what is needed is sorted by.
+    """
+    order = chosen[np.argsort(key[chosen])]
+    if _same(key[order]).any():
+        order = chosen[np.lexsort((key_too[chosen], key[chosen]))]
+    if not _same(created[order]).all():
+        order = order[np.argsort(-created[order], kind="stable")]
+    same = _same(created[order]) & _same(key[order]) & _same(key_too[order])
+    if same.any():  # of those that begin alike the rest is looked at, and they share out their places anew
+        places = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        tied = order[places]
+        ties = {"created": -created[tied], "key": key[tied], "key_too": key_too[tied], "id": _ids_of(tied, segments)}
+        order[places] = tied[pl.DataFrame(ties).select(pl.arg_sort_by(*ties)).to_series().to_numpy()]
+    return order
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+    """Of each but the first, whether it is the same as the one before it."""
+    return values[1:] == values[:-1]
+
+
+def _ids_of(at: np.ndarray, segments: list[Path]) -> pl.Series:
     """The ids of the traces with these numbers."""
-    start, found = 0, []
+    start, found, sorted_at = 0, [], np.sort(at)
     for frame in frames_of(segments, "id"):
-        found.append(frame.with_row_index("at", offset=start).filter(pl.col("at").is_in(at.implode())))
+        first, last = np.searchsorted(sorted_at, (start, start + len(frame)))
+        found.append(frame["id"].gather(sorted_at[first:last] - start))
         start += len(frame)
-    return pl.concat(found)
+    return pl.concat(found).gather(np.searchsorted(sorted_at, at))
 
 
-def _without(chosen: pl.DataFrame, stays: pl.Series, codes: np.ndarray, code: int) -> pl.DataFrame:
+def _first_of_each(text: np.ndarray, text_too: np.ndarray) -> np.ndarray:
+    """True for the first of those that are equal in both."""
+    order = np.lexsort((text_too, text))  # those that are equal stay in their order
+    same = _same(text[order]) & _same(text_too[order])
+    first = np.ones(len(text), bool)
+    first[order[1:][same]] = False
+    return first
+
+
+def _without(order: np.ndarray, stays: np.ndarray, codes: np.ndarray, code: int) -> np.ndarray:
     """Those that stay; of the others the code is noted."""
-    codes[chosen["at"].filter(~stays).to_numpy()] = code
-    return chosen.filter(stays)
+    codes[order[~stays]] = code
+    return order[stays]
 
 
-def _places(chosen: pl.DataFrame, total: int) -> np.ndarray:
+def _places(order: np.ndarray, total: int) -> np.ndarray:
     places = np.full(total, -1, np.int32)
-    places[chosen["at"].to_numpy()] = np.arange(len(chosen), dtype=np.int32)
+    places[order] = np.arange(len(order), dtype=np.int32)
     return places
-
-
-def _not_played(trace: Trace, generated: TracesConfig) -> bool:
-    meta = trace.meta
-    if meta.get("game") != generated.game or meta.get("source") not in ("builtin", "ungar"):
-        return False
-    if meta["source"] != generated.engine:
-        return True
-    return meta.get("seed") != generated.seed or not meta.get("episode_index", -1) < generated.count
-
-
-def _matches(trace: Trace, filters: dict[str, Any]) -> bool:
-    return all(
-        key in trace.meta
-        and any(type(trace.meta[key]) is type(item) and trace.meta[key] == item for item in _as_list(wanted))
-        for key, wanted in filters.items()
-    )
 
 
 def _as_list(value: Any) -> list:

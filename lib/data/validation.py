@@ -18,6 +18,7 @@ from lib.errors import RequestError
 MAX_SHOWN = 5
 MAX_LONGEST = 10
 BATCH_CHARACTERS = 1 << 20
+MAX_KNOWN = 20_000  # texts whose length is remembered
 
 
 class ExampleLength(NamedTuple):
@@ -79,9 +80,10 @@ def measure_lengths(examples: Iterable[Example], tokenizer: Tokenizer) -> Length
     """Lengths and trained tokens of the examples, read once and never held at once; on all cores."""
     counts: Counter[int] = Counter()
     trained, longest = 0, []
+    known: dict[str, int] = {}
     for batch in _batches(examples):
-        prompts = tokenizer.count_tokens([render_turns(example.prompt) for example in batch])
-        responses = tokenizer.count_tokens([example.response for example in batch])
+        prompts = _count_tokens([render_turns(example.prompt) for example in batch], tokenizer, known)
+        responses = _count_tokens([example.response for example in batch], tokenizer, known)
         found = [
             ExampleLength(example.id, 1 + prompt + response + 1)  # <bos>, <end_of_turn>
             for example, prompt, response in zip(batch, prompts, responses, strict=True)
@@ -147,6 +149,15 @@ def spread(total: int, samples: int) -> set[int] | range:
     if samples <= 0 or samples >= total:
         return range(total)
     return {index * total // samples for index in range(samples)}
+
+
+def _count_tokens(texts: list[str], tokenizer: Tokenizer, known: dict[str, int]) -> list[int]:
+    """Tokens of each text; what is `known`, as generated traces ask and say the same again, is not counted anew."""
+    if len(known) > MAX_KNOWN:
+        known.clear()
+    new = list(dict.fromkeys(text for text in texts if text not in known))
+    known.update(zip(new, tokenizer.count_tokens(new), strict=True))
+    return [known[text] for text in texts]
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:

@@ -15,6 +15,7 @@ An eval set is small, so the runs of three words of its items are an index, and 
 exact counts, and no sketch such as MinHash to estimate them. A question asked in other words altogether is not found.
 """
 
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -22,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from lib.data.dataset import Traces
+from lib.data.store import question_of
 from lib.evaluation.evalsets import EvalItem
 from lib.tasks import TASKS, group_keys
 from lib.trace import Trace
@@ -57,12 +60,16 @@ def audit_all(traces: Iterable[Trace], eval_sets: Mapping[str, Sequence[EvalItem
     """`audit` of several eval sets by their names; the traces are gone through once."""
     indexes = {name: _Index(items) for name, items in eval_sets.items()}
     found: dict[str, dict[tuple[int, str], Leak]] = {name: {} for name in eval_sets}
-    for trace in traces:
-        keys = sorted(group_keys(trace.prompt, str(trace.meta.get("game", "")), trace.meta.get("state")))
-        for name, index in indexes.items():
-            for number, kind, similarity in index.asked(trace.prompt, keys):
-                leak = Leak(index.items[number].id, kind, trace.id, similarity)
-                found[name].setdefault((number, trace.id), leak)
+
+    @lru_cache(maxsize=100_000)  # generated traces ask the same questions again and again
+    def asked(prompt: str, game: str, state: bytes) -> list[tuple[str, int, str, float]]:
+        keys = sorted(group_keys(prompt, game, json.loads(state) if game in TASKS else None))
+        return [(name, *same) for name, index in indexes.items() for same in index.asked(prompt, keys)]
+
+    for trace, *question in traces.questions() if isinstance(traces, Traces) else map(question_of, traces):
+        for name, number, kind, similarity in asked(*question):
+            leak = Leak(indexes[name].items[number].id, kind, trace, similarity)
+            found[name].setdefault((number, trace), leak)
     return {name: [leaks[key] for key in sorted(leaks)] for name, leaks in found.items()}
 
 
@@ -100,8 +107,6 @@ class _Index:
                 self._runs[number] = _runs(item.prompt)
                 for run in self._runs[number]:
                     self._holding[run].append(number)
-        # generated traces ask the same questions again and again
-        self._near = lru_cache(maxsize=100_000)(self._look_for_near)
 
     def asked(self, prompt: str, keys: Iterable[str]) -> Iterator[tuple[int, str, float]]:
         """(number of the item, kind, similarity) of every item that asks this, the strictest kind first."""
@@ -111,7 +116,7 @@ class _Index:
             for number in self._keyed.get(key, ()):
                 yield number, "same words" if key.startswith("prompt: ") else "same state", 1.0
         if self._holding:
-            for number, similarity in self._near(prompt):
+            for number, similarity in self._look_for_near(prompt):
                 yield number, "near duplicate", similarity
 
     def _look_for_near(self, prompt: str) -> list[tuple[int, float]]:
