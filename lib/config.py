@@ -97,6 +97,10 @@ class CurationConfig(Shown):
     max_steps: int | None = bounded(None, low=1)
     # At least this share of the characters is ASCII: 0.9 leaves out text in another script.
     min_ascii: float = bounded(0.0, low=0.0, high=1.0)
+    # Writing systems by their names in Unicode, as [Latin, Han]: text in any other is left out. Empty: all stay.
+    scripts: list[str] = field(default_factory=list)
+    # With scripts: at least this share of the letters is of one of them. Digits, signs and blanks belong to none.
+    min_in_scripts: float = bounded(0.9, low=0.0, high=1.0)
     # Only traces of a game whose engine finds every step and the answer true.
     verified: bool = False
     # Of traces with the same question, steps and answer, only the first in the dataset's order.

@@ -27,7 +27,7 @@ import polars as pl
 from filelock import FileLock
 
 from lib.cards import card
-from lib.config import DatasetConfig, TracesConfig
+from lib.config import CurationConfig, DatasetConfig, TracesConfig
 from lib.data.frames import PART_ROWS, read_frames, write_frames
 from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.selection import Selection, select
@@ -209,7 +209,7 @@ def _manifest(store: Store, request: DatasetConfig, chosen: Selection) -> dict[s
         "dataset_schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "filters": request.filters,
-        "curation": asdict(request.curation),
+        "curation": _rules(request.curation),
         "selection_strategy": request.selection_strategy,
         "seed": request.seed,
         "limit": request.limit,
@@ -231,6 +231,12 @@ def _manifest(store: Store, request: DatasetConfig, chosen: Selection) -> dict[s
             "sources": chosen.sources,
         },
     }
+
+
+def _rules(curation: CurationConfig) -> dict[str, Any]:
+    """The rules; those of scripts only where there are any, as datasets were built before these were known."""
+    rules = asdict(curation)
+    return rules if curation.scripts else {name: rules[name] for name in rules if "scripts" not in name}
 
 
 def _ids(chosen: Selection) -> list[str] | None:

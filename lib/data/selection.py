@@ -10,6 +10,7 @@ stay in memory, whatever its texts.
 """
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -167,6 +168,7 @@ class _Judge:
         self._fields = {"game": "game", "state": "state", "source": "source"}
         for key in [*request.filters, *(("seed", "episode_index") if generated else ())]:
             self._fields.setdefault(key, f"key{len(self._fields)}")
+        self._letters = _letters(request.curation.scripts)
         self._decode = _decoder(self._fields).decode
         self._of_question = lru_cache(QUESTIONS)(self._look_up)
 
@@ -241,6 +243,11 @@ class _Judge:
         if rule.min_ascii:
             shares = [ascii_share(trace) for trace in traces]
             leave_out(np.array(shares) < rule.min_ascii, f"of less than {rule.min_ascii:g} ASCII characters")
+        if rule.scripts:
+            texts = pl.Series(list(map(_text, traces)))
+            letters, known = (texts.str.count_matches(kind).to_numpy() for kind in self._letters)
+            reason = f"of less than {rule.min_in_scripts:g} letters in {' or '.join(rule.scripts)}"
+            leave_out(known < rule.min_in_scripts * letters, reason)
         if rule.verified:
             left = np.flatnonzero(codes == CHOSEN)
             found = map(_found_by_engine, traces_in(records.gather(left).to_frame(), "the store"))
@@ -305,8 +312,31 @@ def characters(trace: Any) -> int:
 
 def ascii_share(trace: Any) -> float:
     """The share of those characters that are ASCII: a plain test for text in another script."""
-    text = "".join([trace.prompt, trace.final_answer, *[step.content for step in trace.steps]])
+    text = _text(trace)
     return len(text.encode("ascii", "ignore")) / len(text)
+
+
+def _text(trace: Any) -> str:
+    return "".join([trace.prompt, trace.final_answer, *[step.content for step in trace.steps]])
+
+
+def _letters(scripts: list[str]) -> tuple[str, str]:
+    """Patterns of a letter, and of one of these scripts. Raises RequestError for what is no script.
+
+    A letter that many scripts share, as the mathematical ones do, belongs to none.
+    """
+    for script in scripts:
+        try:
+            if not re.fullmatch("[A-Za-z_ ]+", script):
+                raise pl.exceptions.ComputeError(script)
+            pl.Series([""]).str.count_matches(rf"\p{{Script={script}}}")
+        except pl.exceptions.ComputeError:
+            raise RequestError(
+                f"dataset.curation.scripts: {shown(script)} is no script that Unicode names, "
+                "as Latin, Cyrillic, Greek, Arabic, Devanagari, Han, Hiragana, Katakana, Hangul"
+            ) from None
+    named = "".join(rf"\p{{Script={script}}}" for script in scripts)
+    return r"[\p{L}--[\p{Script=Common}\p{Script=Inherited}]]", rf"[\p{{L}}&&[{named}]]"
 
 
 def _text_digest(trace: Any) -> bytes:

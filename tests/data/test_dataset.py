@@ -241,6 +241,41 @@ def test_text_in_another_script_is_left_out_by_its_share(tmp_path: Path):
     assert curated(store, "v2", min_ascii=1.0).manifest["dropped"] == {"of less than 1 ASCII characters": 2}
 
 
+def test_text_in_a_script_that_is_not_named_is_left_out_by_its_letters(tmp_path: Path):
+    traces = texts(
+        "What is α?|an angle, 90°|世界",
+        "世界|是|什么 42",
+        "сколько|будет|2",
+        "1 + 1|= 2|2",
+        "カー|かな|漢字",
+        "x𝑥ª|ë|e\u0301",
+    )
+    store = stored(tmp_path, *traces)
+    assert numbers(curated(store, scripts=["Latin"])) == [3, 5]
+    assert numbers(curated(store, "v2", scripts=["Latin", "Han"], min_in_scripts=0.94)) == [1, 3, 5]
+    assert numbers(curated(store, "v3", scripts=["latin", "Hani"], min_in_scripts=0.93)) == [0, 1, 3, 5]
+    japanese = curated(store, "v4", scripts=["Han", "Hiragana", "Katakana"], min_in_scripts=1.0)
+    assert numbers(japanese) == [1, 3, 4]
+    assert japanese.manifest["dropped"] == {"of less than 1 letters in Han or Hiragana or Katakana": 3}
+    assert japanese.manifest["curation"]["scripts"] == ["Han", "Hiragana", "Katakana"]
+
+
+@pytest.mark.parametrize("script", ["Klingon", "Lu", "", "Latin}|.", "日本語"])
+def test_what_is_no_script_is_refused_by_name(script: str, tmp_path: Path):
+    store = stored(tmp_path, *toys(1))
+    assert f"curation.scripts: {script!r} is no script" in refusal(store, curation=CurationConfig(scripts=[script]))
+
+
+def test_a_dataset_from_before_there_were_scripts_is_found_again(tmp_path: Path):
+    store = stored(tmp_path, *toys(1, 2))
+    assert set(built(store).manifest["curation"]) == {
+        "min_characters", "max_characters", "min_steps", "max_steps", "min_ascii", "verified", "unique",
+        "near_duplicates",
+    }  # fmt: skip
+    with pytest.raises(RequestError, match="already built and never changed; curation"):
+        built(store, curation=CurationConfig(scripts=["Latin"]))
+
+
 def test_only_what_an_engine_finds_true_stays(tmp_path: Path):
     true = list(high_card_duel.generate(3, seed=0))
     steps = [(step.type, step.content) for step in true[0].steps]
