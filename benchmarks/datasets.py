@@ -2,7 +2,7 @@
 
     python benchmarks/datasets.py [--counts 100000 1000000] [--folder DIR]
 
-Traces of High Card Duel are written as JSONL, imported, chosen from (the newest first; drawn at random; without
+Traces of High Card Duel are written as JSONL (20,000 deals, again and again under other seeds), imported, chosen from (the newest first; drawn at random; without
 duplicates; all of them each time), and exported in each format. Each stage is a command of its own, start of Python
 and flush to disk within the figure. The last column is the time for a trace against that at the smallest count: 1.0
 where cost is a straight line through the origin. Some ten times the size of the traces is needed on the disk.
@@ -13,8 +13,20 @@ import platform
 import tempfile
 from pathlib import Path
 
-from importing import WRITE, Done, python
+from importing import Done, python
 
+WRITE = """
+import sys
+from msgspec.structs import replace
+from lib.tasks import high_card_duel
+from lib.trace import to_json, utc_now
+played = high_card_duel.generate(20_000, seed=0, created_at=utc_now())
+lines = [to_json(replace(trace, id="")) + b"\\n" for trace in played]
+with open(sys.argv[1], "wb") as file:
+    for start in range(0, int(sys.argv[2]), len(lines)):
+        seed = b'"seed":%d' % start
+        file.writelines(line.replace(b'"seed":0', seed) for line in lines[: int(sys.argv[2]) - start])
+"""
 FORMATS = ("trace", "tunix_sft", "training_example", "messages")
 
 
@@ -38,7 +50,7 @@ def main(counts: list[int], folder: Path) -> None:
     for count in counts:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             file, home = Path(place, "own.jsonl"), Path(place, "home")
-            python("-c", WRITE, str(file), "/dev/null", str(count))
+            python("-c", WRITE, str(file), str(count))
             for stage, words in stages(home, file).items():
                 done: Done = python("-m", "lib", "--home", str(home), *words)
                 each = done.seconds / count

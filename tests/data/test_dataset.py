@@ -1,6 +1,7 @@
 """A dataset: chosen by its request alone, whole or not there, and never other content under the same key."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -520,6 +521,50 @@ def test_two_processes_building_at_once_end_with_one_dataset(tmp_path: Path):
     said = {process.communicate()[0] for process in both}
     assert [process.returncode for process in both] == [0, 0] and len(said) == 1
     assert [path.name for path in (tmp_path / "datasets").glob("[!.]*")] == ["toy-v1"]
+
+
+BY_COMMAND = """
+import json, os, sys
+from pathlib import Path
+home, cores, *imports = json.loads(sys.argv[1])
+os.sched_setaffinity(0, cores)
+from lib.__main__ import main
+from lib.data import frames
+frames.PART_ROWS, frames.PART_BYTES = 40, 1  # as if there were many more
+flags = {"latest": ["--unique", "--scripts", "Latin"], "random": ["--strategy", "random", "--seed", "3"]}
+for files in imports:
+    assert not main(["--home", home, "traces", "import", *files])
+for name in flags:
+    assert not main(["--home", home, "dataset", "build", "--name", name, "--version", "v1", *flags[name]])
+    manifest = json.loads(Path(home, f"datasets/{name}-v1/manifest.json").read_bytes())
+    told = ("content_sha256", "trace_ids", "stats", "split", "dropped", "lengths")
+    print("told", json.dumps([manifest["files"]["tokenizer.json"], *(manifest[what] for what in told)]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process to a core")
+def test_f48_shuffled_files_and_other_cores_make_the_same_dataset(tmp_path: Path):
+    """By command: from one file on all cores, and from three with the lines shuffled, in two imports, on one core."""
+    traces = list(high_card_duel.generate(300, seed=0, created_at="2025-01-01T00:00:00Z"))
+    lines = [to_json(trace) + b"\n" for trace in traces]
+    shuffled = random.Random(1).sample(lines, len(lines))
+    for name, some in {"all": lines, "a": shuffled[:50], "b": shuffled[50:190], "c": shuffled[190:]}.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(some))
+    cores = sorted(os.sched_getaffinity(0))
+    imports = {"one": [["all"]], "other": [["c"], ["a", "b"]]}
+    threads = {"one": {}, "other": {"POLARS_MAX_THREADS": "1"}}
+    said = {}
+    for home, names in imports.items():
+        files = [[str(tmp_path / f"{name}.jsonl") for name in some] for some in names]
+        asked = json.dumps([str(tmp_path / home), cores if home == "one" else cores[:1], *files])
+        done = subprocess.run(
+            [sys.executable, "-c", BY_COMMAND, asked],
+            cwd=repository_root(), env=os.environ | threads[home], capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said[home] = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("told ")]
+    assert said["one"] == said["other"] and len(said["one"]) == 2
+    assert said["one"][0][1] != said["one"][1][1]
 
 
 def test_f48_the_content_hash_knows_no_clock_and_no_import_order(tmp_path: Path):
