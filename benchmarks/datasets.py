@@ -2,14 +2,17 @@
 
     python benchmarks/datasets.py [--counts 100000 1000000] [--folder DIR]
 
-Traces of High Card Duel are written as JSONL (20,000 deals, again and again under other seeds), imported, chosen from (the newest first; drawn at random; without
-duplicates; all of them each time), and exported in each format. Each stage is a command of its own, start of Python
-and flush to disk within the figure. The last column is the time for a trace against that at the smallest count: 1.0
-where cost is a straight line through the origin. Some ten times the size of the traces is needed on the disk.
+Traces of High Card Duel are written as JSONL (20,000 deals, again and again under other seeds), imported, chosen from
+(the newest first; drawn at random; without duplicates; all of them each time), and exported in each format. Each stage
+is a command of its own, start of Python and flush to disk within the figure; core-seconds are what it took of all
+cores together, which other work on the machine changes less. The last column is the core-seconds for a trace against
+those at the smallest count: 1.0 where cost is a straight line through the origin, less where part of it is fixed. Some
+ten times the size of the traces is needed on the disk.
 """
 
 import argparse
 import platform
+import resource
 import tempfile
 from pathlib import Path
 
@@ -52,16 +55,24 @@ def main(counts: list[int], folder: Path) -> None:
             file, home = Path(place, "own.jsonl"), Path(place, "home")
             python("-c", WRITE, str(file), str(count))
             for stage, words in stages(home, file).items():
+                before = core_seconds()
                 done: Done = python("-m", "lib", "--home", str(home), *words)
-                each = done.seconds / count
-                straight = each / first.setdefault(stage, each)
+                used = core_seconds() - before
+                straight = used / count / first.setdefault(stage, used / count)
                 print(
-                    f"{stage:<24} {count:>10,}  {done.seconds:7.1f} s  {1 / each:>9,.0f} rows/s  "
+                    f"{stage:<24} {count:>10,}  {done.seconds:7.1f} s  {count / done.seconds:>9,.0f} rows/s  "
+                    f"{used:7.1f} core-seconds  "
                     f"peak {done.megabytes:>6,.0f} MB  {straight:.2f} x",
                     flush=True,
                 )
                 if stage.startswith("export"):
                     (home / stage.removeprefix("export ")).unlink()
+
+
+def core_seconds() -> float:
+    """Of all processes that ended so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":
