@@ -265,7 +265,10 @@ def sorted_parts(contents: np.ndarray) -> Iterator[np.ndarray]:
     begins = contents[:, 0].copy()
     for begin in range(256):
         if len(some := contents[begins == begin]):
-            yield np.sort(some.view("S32"), axis=0).view(np.uint8)
+            keys = np.ascontiguousarray(some[:, :8]).view(">u8").ravel().astype(np.uint64)
+            order = np.argsort(keys)  # ten times as fast as sorting the bytes
+            alike = (keys[order[1:]] == keys[order[:-1]]).any()  # which no two hashes are by chance
+            yield some[order] if not alike else np.sort(some.view("S32"), axis=0).view(np.uint8)
 
 
 def _first_of_each(contents: pl.Series) -> pl.Series:
