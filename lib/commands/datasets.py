@@ -18,6 +18,12 @@ CURATION: dict[str, tuple[dict[str, Any], str]] = {
     "min-ascii": (
         {"type": share, "metavar": "SHARE"}, "share of the characters that are ASCII, to leave out other scripts"
     ),
+    "scripts": (
+        {"nargs": "+", "metavar": "SCRIPT"}, "writing systems that stay, by their names in Unicode: Latin Han"
+    ),
+    "min-in-scripts": (
+        {"type": share, "metavar": "SHARE"}, "share of the letters that is of one of them (default: 0.9)"
+    ),
     "verified": ({"action": "store_true"}, "only what an engine finds true in every step"),
     "unique": ({"action": "store_true"}, "of the same question, steps and answer only the first"),
     "near-duplicates": (
