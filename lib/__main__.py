@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from lib.commands import datasets, doctor, evaluation, models, runs, traces
+from lib.commands import datasets, doctor, evaluation, launch, models, runs, traces
 from lib.commands.manners import heed, red, tell
 from lib.commands.parser import PROGRAM, Parser, common_flags, flag
 from lib.errors import RequestError, RetraceError
@@ -36,7 +36,7 @@ def parser() -> Parser:
     common_flags(top)
     flag(top, "--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = top.add_subparsers(metavar="VERB", required=True)
-    for commands in (runs, traces, datasets, models, evaluation, doctor):
+    for commands in (runs, traces, datasets, models, evaluation, launch, doctor):
         commands.add(verbs)
     return top
 

@@ -156,7 +156,7 @@ class TrainingConfig(Shown):
     learning_rate: float = bounded(1e-5, low=0.0)
     # Updates until the peak; fewer than num_steps.
     warmup_steps: int = bounded(0, low=0)
-    # Rows on a device at once; × grad_accum_steps = rows an update.
+    # Rows on a device at once, at most; × grad_accum_steps = rows an update, on however many devices.
     per_device_batch_size: int = bounded(2, low=1)
     # An example a row: padded to the longest of all, or, bucketed, to that of its step, which has examples of like
     # length. packed: rows of model.max_length, filled with examples that do not see one another.
@@ -181,6 +181,21 @@ class TrainingConfig(Shown):
     eval_every: int = bounded(50, low=1)
     # Updates from one checkpoint to the next.
     checkpoint_every: int = bounded(50, low=1)
+
+
+@dataclass(frozen=True)
+class ParallelismConfig(Shown):
+    """How many devices share the work, changing last bits alone; data × fsdp × tensor is all that jax sees."""
+
+    # Each has all weights, and its own rows of every batch.
+    data: int = bounded(1, low=1)
+    # Each has its own rows, and keeps a part of weights and optimizer.
+    fsdp: int = bounded(1, low=1)
+    # Each computes some of the heads, a part of the feed-forward and of the vocabulary, for the same rows.
+    tensor: int = bounded(1, low=1)
+
+
+ONE_DEVICE = ParallelismConfig()
 
 
 @dataclass(frozen=True)
@@ -252,6 +267,7 @@ class Config:
     # Who else is told of a run (docs/tracking.md): tensorboard (event files beside metrics.jsonl, while it trains) and
     # mlflow (when it ends), each from a package of its own: requirements-tensorboard.txt, requirements-mlflow.txt.
     tracking: list[str] = bounded(of=("tensorboard", "mlflow"), make=list)
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -446,6 +462,19 @@ def _check_together(config: Config, where: str) -> None:
         raise RequestError(
             f"{where}: training.warmup_steps: expected less than num_steps, got {config.training.warmup_steps}"
         )
+    _check_parallelism(config, where)
+
+
+def _check_parallelism(config: Config, where: str) -> None:
+    training, parallelism = config.training, config.parallelism
+    rows, parts = training.per_device_batch_size * training.grad_accum_steps, parallelism.data * parallelism.fsdp
+    if rows % parts:
+        raise RequestError(
+            f"{where}: parallelism: data × fsdp, {parts}, does not divide the {rows} rows of an update "
+            "(training.per_device_batch_size × training.grad_accum_steps); change one of them"
+        )
+    if training.trainer == "tunix" and parts * parallelism.tensor > 1:
+        raise RequestError(f"{where}: training.trainer: tunix trains on one device here; leave out parallelism")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

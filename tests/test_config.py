@@ -207,6 +207,15 @@ def test_f16_a_required_key_that_is_missing_is_named(tmp_path: Path):
         (["traces.game=high_card_duel"], "traces: game and count go together"),
         (["traces.count=5"], "traces: game and count go together"),
         (["training.num_steps=5", "training.warmup_steps=5"], "training.warmup_steps: expected less than num_steps"),
+        (
+            ["training.per_device_batch_size=4", "training.grad_accum_steps=2", "parallelism.data=3"],
+            r"parallelism: data × fsdp, 3, does not divide the 8 rows of an update",
+        ),
+        (["parallelism.tensor=0"], "parallelism.tensor: expected at least 1"),
+        (
+            ["training.trainer=tunix", "parallelism.fsdp=2"],
+            "training.trainer: tunix trains on one device here; leave out parallelism",
+        ),
         (["name=../x"], "name: expected letters, digits"),
         (["dataset.dataset_version=a/b"], "dataset.dataset_version: expected letters, digits"),
     ],

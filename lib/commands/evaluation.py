@@ -100,10 +100,11 @@ def _options(given: list[str]) -> dict[str, Any]:
 
 
 def eval_generate(arguments: argparse.Namespace) -> None:
-    from lib.config import EvaluationConfig, load_config
+    from lib.config import ONE_DEVICE, EvaluationConfig, load_config
     from lib.evaluation.evaluate import answer_eval_set, write_results
     from lib.evaluation.scoring import check_scorers
     from lib.experiments.stages import find_eval_set, model_before
+    from lib.model.processes import by_first
     from lib.model.weights import load_model, read_about
 
     use_reasoning_gym(arguments)
@@ -121,10 +122,10 @@ def eval_generate(arguments: argparse.Namespace) -> None:
         model, label, instruction = model_before(config), "base", config.system_instruction
     else:
         instruction = read_about(Path(arguments.model))["system_instruction"]
-        model, label = load_model(Path(arguments.model)), "tuned"
+        model, label = load_model(Path(arguments.model), config.parallelism if config else ONE_DEVICE), "tuned"
     settings = config.evaluation if config else EvaluationConfig()
     records = answer_eval_set(model, eval_set, settings, f"{model.name} ({label})", instruction)
-    write_results(arguments.output, records)
+    by_first(lambda: write_results(arguments.output, records))
     correct = sum(record["score"] == 1 for record in records)
     samples = settings.sampling.samples
     each = f", {samples} times each" if samples > 1 else ""

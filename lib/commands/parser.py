@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
         known = {flag for action in self._actions for flag in action.option_strings}
         words = [word.split("=")[0] for word in (sys.argv[1:] if args is None else args)]
         strange = [word for word in words if word.startswith("--") and word not in known]
-        if strange and not self._subparsers:
+        takes_all = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        if strange and not self._subparsers and not takes_all:
             self.error(f"unrecognized arguments: {' '.join(strange)}")
         found, rest = super().parse_known_args(args, namespace)
         if rest:

@@ -44,8 +44,15 @@ class Batch(NamedTuple):
 class Batches:
     """The batches of a training, each of which depends on the examples, the settings and its step alone."""
 
-    def __init__(self, examples: list[EncodedExample], config: TrainingConfig, max_length: int):
+    def __init__(
+        self,
+        examples: list[EncodedExample],
+        config: TrainingConfig,
+        max_length: int,
+        shape: tuple[int, int] | None = None,  # A, B, where many devices take the rows of an update in other parts
+    ):
         self.examples, self.config = examples, config
+        self.shape = shape or (config.grad_accum_steps, config.per_device_batch_size)
         self.lengths = [len(example.tokens) - 1 for example in examples]
         self.length = row_length(1 + max(self.lengths), config.batching, max_length)
         self.per_step = config.grad_accum_steps * config.per_device_batch_size
@@ -57,14 +64,23 @@ class Batches:
         places = range(step * self.per_step, (step + 1) * self.per_step)
         return [self._epoch(place // self.per_epoch)[place % self.per_epoch] for place in places]
 
+    def tokens(self, step: int) -> int:
+        """How many are read in a step, padding not counted."""
+        return sum(self.lengths[index] for row in self.rows(step) for index in row)
+
     def __getitem__(self, step: int) -> Batch:
+        return self.part(step, slice(None))
+
+    def part(self, step: int, places: slice) -> Batch:
+        """Of each micro-batch of a step the rows at these places, [A, b, T]: what one of several processes makes."""
         rows, length = self.rows(step), self.length
         if self.config.batching == "bucketed":
             longest = max(self.lengths[index] for row in rows for index in row)
             length = _rounded(longest, MULTIPLE * -(-length // (MULTIPLE * BUCKETS)))
-        flat = make_batch([[self.examples[index] for index in row] for row in rows], length)
-        A, B = self.config.grad_accum_steps, self.config.per_device_batch_size
-        return Batch(*(field.reshape(A, B, length) for field in flat))
+        A, B = self.shape
+        chosen = [row for start in range(0, A * B, B) for row in rows[start : start + B][places]]
+        flat = make_batch([[self.examples[index] for index in row] for row in chosen], length)
+        return Batch(*(field.reshape(A, -1, length) for field in flat))
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         """All rows of an epoch, in the order in which they are trained on."""

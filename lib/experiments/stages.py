@@ -192,7 +192,8 @@ def evaluate_model(run: Run, model: str) -> Results:
         training_file(run)
         if model == "after":
             train_model(run)
-        answering = model_before(run.config) if model == "before" else load_model(run.path("checkpoint-final"))
+        tuned = run.path("checkpoint-final")
+        answering = model_before(run.config) if model == "before" else load_model(tuned, run.config.parallelism)
         label = f"{answering.name} ({'base' if model == 'before' else 'tuned'})"
         asked = (
             answering, find_eval_set(run.config.evaluation.eval_set), run.config.evaluation, label,

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,11 @@ def train_on_file(
 ) -> Any:
     """Fine-tune on a training file into `output`, with a manifest at the end. Returns the TrainingResult.
 
-    `say` is told what is done, before the first step is.
+    `say` is told what is done, before the first step is. Of several processes all compute, and the first one writes.
 
     Raises RequestError for what is wrong with the request, RetraceError where training fails.
     """
+    from lib.model.processes import by_first, is_first
     from lib.model.released import find_released, is_from_scratch
     from lib.model.storage import DamagedError
     from lib.model.weights import configured_base
@@ -56,25 +57,29 @@ def train_on_file(
     examples = read_examples(data, config.recipe, config.system_instruction)
     if not is_from_scratch(config.model.name):
         find_released(config.model.name)
-    output.mkdir(parents=True, exist_ok=True)
-    with at_work(output):
+    tokenizer_file = output / "tokenizer.json"
+
+    def prepare() -> None:
         sweep(output)
         say(f"training {config.model.name} on {_planned(examples, config)}, into {shown_path(output)}")
-        tokenizer_file = output / "tokenizer.json"
         if is_from_scratch(config.model.name):
             tokenizer = tokenizer_beside(data, examples)[0]
             if tokenizer_file.is_file() and tokenizer_file.read_bytes() != tokenizer.to_json().encode():
                 raise RequestError(f"{output}: holds a training run on other data; give another output folder")
             tokenizer.save(tokenizer_file)
+
+    output.mkdir(parents=True, exist_ok=True)
+    with at_work(output) if is_first() else nullcontext():
+        by_first(prepare)
         model = configured_base(config, tokenizer_file)
         with suppress(DamagedError):
-            if finished(output):
+            if finished(output, parallelism=config.parallelism):
                 return train(model, examples, config, output, warn=say)  # compares the inputs, and changes nothing
-        with _recorded(config, data, output) as close:
+        with _recorded(config, data, output) if is_first() else nullcontext(lambda *facts: None) as close:
             result = train(model, examples, config, output, on_metrics, say, say)
             metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
             close("done", metrics, {"train": result.seconds})
-    track_ended(output, config.tracking, say)
+    by_first(lambda: track_ended(output, config.tracking, say))
     return result
 
 
@@ -84,7 +89,7 @@ def _recorded(config: Config, data: Path, output: Path) -> Iterator[Callable]:
     from lib.training.fingerprint import fingerprint
 
     attempt = {"started_at": utc_now(), **save_code(output)}
-    close = partial(_write_manifest, config, data, output, attempt, fingerprint())
+    close = partial(_write_manifest, config, data, output, attempt, fingerprint(config.parallelism))
     earlier = (output / MANIFEST).read_bytes() if (output / MANIFEST).is_file() else b""
     write_json(output / STATE, {"run_id": str(uuid.uuid4()), "created_at": attempt["started_at"], "stage": "train"})
     (output / MANIFEST).unlink(missing_ok=True)
@@ -108,6 +113,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
 
     Raises RequestError where training would be refused.
     """
+    from lib.model.processes import by_first
     from lib.model.released import find_released, is_from_scratch
     from lib.model.weights import check_released, model_config
     from lib.training.fingerprint import fingerprint
@@ -153,8 +159,13 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
             lines.append(f"trainer: google-tunix {tunix_version()}")
         except RequestError as missing:
             lines.append(f"not checked: the trainer; {missing}")
-    attempt = {"started_at": utc_now(), **save_code(output)}
-    _write_manifest(config, data, output, attempt, fingerprint(), "dry_run")
+    machine = fingerprint(config.parallelism)
+
+    def write() -> None:
+        attempt = {"started_at": utc_now(), **save_code(output)}
+        _write_manifest(config, data, output, attempt, machine, "dry_run")
+
+    by_first(write)
     return lines
 
 

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lib.files import home
+from lib.model.mesh import by_rows
 
 # What took more than a second to compile is kept, and the next process that needs the same has it at once.
 if jax.config.jax_compilation_cache_dir is None:
@@ -133,11 +134,13 @@ class Gemma(nnx.Module):
         """
         # The root is rounded to the weights' dtype first: so it was in the training of the released weights.
         x = self.embedding[tokens] * jnp.sqrt(jnp.float32(self.config.embed_dim)).astype(self.embedding.dtype)
+        x = by_rows(x)
         views, new_cache = self._views(positions, mask, index), []
         for number, layer in enumerate(self.layers):
             view = views[self.config.is_local(number)]
             run = jax.checkpoint(layer) if remat else layer
             x, layer_cache = run(x, view, cache[number] if cache else None, index)  # [B, T, D]
+            x = by_rows(x)
             new_cache.append(layer_cache)
         return self.final_norm(x), new_cache if cache else None
 

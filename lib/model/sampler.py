@@ -26,6 +26,8 @@ from flax import nnx
 
 from lib.config import SamplingConfig
 from lib.model.gemma import Gemma, causal_mask, positions
+from lib.model.mesh import mesh_of, on_mesh, row_devices, spread_rows
+from lib.model.processes import whole
 
 WIDTH_MULTIPLE = 32
 GREEDY = SamplingConfig()
@@ -84,16 +86,23 @@ def generate(
 ) -> list[Completion]:
     """The completion of each prompt (token ids), in order, up to the first of `stop_ids`.
 
-    `on_done` is told how many more are answered.
+    `on_done` is told how many more are answered. Where the weights lie on a mesh, the rows of a batch are spread over
+    it, as many on each device: `batch_size` is then rounded up.
     """
     answers: list[Completion | None] = [None] * len(prompts)
     drawing, streams = replace(sampling, samples=1, seed=0), _streams(prompts, sampling.seed)
+    mesh = mesh_of(params)
+    rows = -(-batch_size // row_devices(mesh)) * row_devices(mesh)  # as many on each device
     for width, chosen in _batches([len(prompt) for prompt in prompts], batch_size):
-        tokens, valid = _left_padded([prompts[index] for index in chosen], width, batch_size)
-        keys = streams[np.array(chosen + chosen[:1] * (batch_size - len(chosen)))]
+        tokens, valid = _left_padded([prompts[index] for index in chosen], width, rows)
+        keys = streams[np.array(chosen + chosen[:1] * (rows - len(chosen)))]
         stops = np.array(stop_ids, np.int32)
-        output, logprobs = _decode(graph, params, tokens, valid, keys, stops, max_new_tokens, drawing)
-        for index, row, logprob in zip(chosen, output.tolist(), logprobs.tolist(), strict=False):
+        if mesh is not None:
+            tokens, valid, data = (spread_rows(field, mesh) for field in (tokens, valid, jax.random.key_data(keys)))
+            keys = jax.random.wrap_key_data(data)
+        with on_mesh(mesh):
+            output, logprobs = _decode(graph, params, tokens, valid, keys, stops, max_new_tokens, drawing)
+        for index, row, logprob in zip(chosen, whole(output).tolist(), whole(logprobs).tolist(), strict=False):
             answers[index] = _cut(row, stop_ids, logprob)
         on_done(len(chosen))
     return answers

@@ -5,6 +5,9 @@
 
 The digest covers (path, dtype, shape, bytes) of every leaf and is written last, so a folder without one was
 never finished. Orbax reads a flipped bit without complaint, and casts where dtypes differ.
+
+A tree that lies on many devices is written and read by all processes together, each its own part; the digest is of the
+whole, so that it is the same wherever the parts lie.
 """
 
 import hashlib
@@ -26,6 +29,7 @@ import orbax.checkpoint as ocp
 
 from lib.errors import RetraceError
 from lib.files import write_json
+from lib.model.processes import any_process, by_first, whole
 
 DIGEST = "digest.json"
 FORMAT_VERSION = "1.0"
@@ -39,7 +43,7 @@ def tree_digest(tree: Any) -> str:
     """SHA-256 over the path, dtype, shape and bytes of every leaf, in the order of their paths."""
     digest = hashlib.sha256()
     for path, leaf in sorted(_leaves(tree).items()):
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.ascontiguousarray(whole(leaf))
         digest.update(f"{path}\0{array.dtype}\0{array.shape}\0".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -51,7 +55,7 @@ def save_tree(folder: Path, tree: Any, digest: str = "", **facts: Any) -> str:
     `facts` are kept beside the digest. What an earlier attempt left there is removed, and so is what this one wrote
     where it fails, as on a full disk: RetraceError then.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
     digest = digest or tree_digest(tree)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ def save_tree(folder: Path, tree: Any, digest: str = "", **facts: Any) -> str:
             checkpointer.save((folder / "arrays").absolute(), tree)
             checkpointer.wait_until_finished()
         record = {"format_version": FORMAT_VERSION, "sha256": digest, "leaves": _shapes(tree)}
-        write_json(folder / DIGEST, record | facts)
+        by_first(lambda: write_json(folder / DIGEST, record | facts))
     except Exception as error:  # tensorstore has ValueError for a full disk, Orbax whatever its threads met
         shutil.rmtree(folder, ignore_errors=True)
         raise RetraceError(f"{folder}: cannot be written ({_reason(error)}); what was saved before it stands") from None
@@ -90,15 +94,26 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
             raise DamagedError(f"{folder}: leaf {path}: expected {shape}, the checkpoint has {leaves.get(path)}")
     if extra := sorted(leaves.keys() - _shapes(like).keys()):
         raise DamagedError(f"{folder}: leaf {extra[0]} is in the checkpoint and not in the model")
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+    abstract = jax.tree.map(_placed, like)
+    problem = ""
     try:
         with _quiet_threads(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore((folder / "arrays").absolute(), abstract)
     except Exception as error:  # a damaged file raises whatever the reader of its part raises
-        raise DamagedError(f"{folder}: cannot be read ({str(error).splitlines()[0][:200]})") from None
+        problem = str(error).splitlines()[0][:200]
+    if any_process(bool(problem)):
+        raise DamagedError(f"{folder}: cannot be read ({problem or 'by another process'})")
     if tree_digest(tree) != expected:
         raise DamagedError(f"{folder}: its arrays are not what was saved (digest differs)")
     return tree
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Where a leaf is read to: its own place on a mesh, else this process's device; never where it was saved from."""
+    place = getattr(leaf, "sharding", None)
+    if not isinstance(place, jax.sharding.NamedSharding):
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def _reason(error: Exception) -> str:

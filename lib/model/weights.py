@@ -3,6 +3,7 @@
     base_model("tiny", seed=42, tokenizer_file=dataset.tokenizer_file)   # fresh weights of that seed
     base_model("google/gemma-2b-it", …, dtype=jnp.bfloat16)              # the Hugging Face cache, or its hub
     load_model(run / "checkpoint-final")                                 # what training wrote
+    load_model(run / "checkpoint-final", config.parallelism)             # the same, over many devices
 
 A checkpoint of ours stands alone: `weights/`, `tokenizer.json`, and `model.json` with the shape, the name of
 the base and the digest of the weights. One of LoRA holds the adapters alone, and is read with the base it names.
@@ -11,19 +12,23 @@ its path or its hub name.
 """
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from lib.config import Config, LoraConfig
+from lib.config import ONE_DEVICE, Config, LoraConfig, ParallelismConfig
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.errors import RequestError
 from lib.files import is_sealed, sealed, sha256_file, write_json
 from lib.model.gemma import PRESETS, Gemma, GemmaConfig
 from lib.model.lora import join, merged, split, with_adapters
+from lib.model.mesh import make_mesh, placed, spread
+from lib.model.processes import by_first
 from lib.model.released import find_released, is_from_scratch
 from lib.model.released_config import read_config
 from lib.model.released_weights import check_weights, read_weights
@@ -72,9 +77,16 @@ def base_model(name: str, seed: int, tokenizer_file: Path, dtype: str = "float32
 
 def configured_base(config: Config, tokenizer_file: Path) -> Model:
     """`base_model` as the configuration trains and evaluates it: weights that will be trained are float32."""
-    kept = config.model.dtype if config.training.lora else "float32"
-    base = base_model(config.model.name, config.training.seed, tokenizer_file, kept)
-    return base._replace(dtype=config.model.dtype)
+    kept, mesh = config.model.dtype if config.training.lora else "float32", make_mesh(config.parallelism)
+    with _read_by(mesh, config.model.name):
+        base = base_model(config.model.name, config.training.seed, tokenizer_file, kept)
+    return base._replace(dtype=config.model.dtype, params=spread(base.params, mesh))
+
+
+def _read_by(mesh: Mesh | None, name: str) -> AbstractContextManager:
+    """What goes to many devices is read on the host, as one of them may not hold it."""
+    alone = mesh is None or is_from_scratch(name)
+    return nullcontext() if alone else jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def with_lora(base: Model, lora: LoraConfig, seed: int) -> Model:
@@ -104,7 +116,6 @@ def save_model(folder: Path, model: Model, **facts: Any) -> str:
     """
     saved = save_tree(folder / "weights", split(model.params).adapters if model.lora else model.params)
     digest = model.weights_sha256 if model.lora else saved
-    model.tokenizer.save(folder / "tokenizer.json")
     about = {
         "format_version": FORMAT_VERSION,
         "base": model.name,
@@ -112,41 +123,51 @@ def save_model(folder: Path, model: Model, **facts: Any) -> str:
         "dtype": model.dtype,
         "kept_in": str(model.params["embedding"].dtype),
         "weights_sha256": digest,
-        "tokenizer_file_sha256": sha256_file(folder / "tokenizer.json"),
     }
     if model.lora:
         about |= {"lora": asdict(model.lora), "adapters_sha256": saved}
-    write_json(folder / "model.json", sealed(about | facts))
+
+    def write() -> None:
+        model.tokenizer.save(folder / "tokenizer.json")
+        tokenizer = {"tokenizer_file_sha256": sha256_file(folder / "tokenizer.json")}
+        write_json(folder / "model.json", sealed(about | tokenizer | facts))
+
+    by_first(write)
     return digest
 
 
-def load_model(folder: Path) -> Model:
-    """The model of a checkpoint that `save_model` wrote. Raises RequestError, or DamagedError."""
+def load_model(folder: Path, parallelism: ParallelismConfig = ONE_DEVICE) -> Model:
+    """The model of a checkpoint that `save_model` wrote, over so many devices, on however many it was trained.
+
+    Raises RequestError, or DamagedError.
+    """
+    mesh = make_mesh(parallelism)
     about = read_about(folder)
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file() or sha256_file(tokenizer_file) != about["tokenizer_file_sha256"]:
         raise DamagedError(f"{tokenizer_file}: not what was saved with the weights")
     tuned_from = about.get("inputs", {}).get("base_weights_sha256", "")
     if "lora" in about:
-        return _load_adapted(folder, about)._replace(tuned_from=tuned_from)
+        return _load_adapted(folder, about, mesh)._replace(tuned_from=tuned_from)
     config = GemmaConfig(**about["config"])
     graph, shapes = abstract(config, about.get("kept_in", "float32"))
-    params = restore_tree(folder / "weights", shapes, about["weights_sha256"])
+    params = restore_tree(folder / "weights", placed(shapes, mesh), about["weights_sha256"])
     tokenizer, dtype = load_tokenizer(tokenizer_file), about.get("dtype", "float32")
     return Model(about["base"], config, graph, params, tokenizer, dtype, tuned_from=tuned_from)
 
 
-def _load_adapted(folder: Path, about: dict[str, Any]) -> Model:
+def _load_adapted(folder: Path, about: dict[str, Any], mesh: Mesh | None) -> Model:
     """The base that the checkpoint names, with the adapters of the checkpoint."""
     adapts = about["adapts"]
-    base = base_model(about["base"], adapts["seed"], folder / "tokenizer.json", adapts["dtype"])
+    with _read_by(mesh, about["base"]):
+        base = base_model(about["base"], adapts["seed"], folder / "tokenizer.json", adapts["dtype"])
     if base.weights_sha256 != adapts["weights_sha256"]:
         raise RequestError(
             f"{folder}: its adapters were trained beside weights {adapts['weights_sha256'][:16]} of {about['base']}, "
             f"and here that is {base.weights_sha256[:16]}; fetch the release that they were trained on"
         )
     adapted = with_lora(base._replace(dtype=about["dtype"]), LoraConfig(**about["lora"]), seed=0)
-    parts = split(adapted.params)
+    parts = split(spread(adapted.params, mesh))
     adapters = restore_tree(folder / "weights", parts.adapters, about["adapters_sha256"])
     return adapted._replace(params=join(parts.base, adapters))
 

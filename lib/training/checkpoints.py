@@ -9,9 +9,11 @@ A checkpoint also knows what was logged up to its step, so that a log that was d
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lib.files import atomic_write, sha256_bytes, sha256_file
+from lib.model.processes import by_first, is_first
 from lib.model.storage import DIGEST, DamagedError, is_saved, restore_tree, save_tree
 from lib.training.step import TrainState
 
@@ -22,7 +24,7 @@ LOGS = ("metrics.jsonl", "checkpoints.jsonl")
 def save_checkpoint(folder: Path, state: TrainState, digest: str) -> None:
     """Write the state, whose digest is given, under its step; then drop all but the newest two."""
     save_tree(folder / str(int(state.step)), state, digest, logs=logs_of(folder.parent))
-    _drop_old(folder)
+    by_first(lambda: _drop_old(folder))
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -33,7 +35,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 def restore_latest(folder: Path, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
     """The newest state that is whole, the logs cut to it; a damaged one is told of and removed. None without one."""
-    _drop_old(folder)
+    by_first(lambda: _drop_old(folder))
     for step in reversed(saved_steps(folder)):
         try:
             state = restore_tree(folder / str(step), like)
@@ -41,12 +43,14 @@ def restore_latest(folder: Path, like: TrainState, warn: Callable[[str], None]) 
             return state
         except DamagedError as error:
             warn(f"{error}; falling back to the checkpoint before")
-            shutil.rmtree(folder / str(step))  # or it would outrank those that are written from here on
+            by_first(partial(shutil.rmtree, folder / str(step)))  # or it would outrank what is written from here on
     return None
 
 
 def logs_of(folder: Path) -> dict[str, dict]:
-    """Name → digest and length of each log as it is now."""
+    """Name → digest and length of each log as it is now, for the process that records it."""
+    if not is_first():
+        return {}
     return {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in LOGS}
 
 
@@ -61,7 +65,7 @@ def cut_logs(folder: Path, record: Path) -> None:
             whole = False
         if not whole:
             raise DamagedError(f"{folder / name}: not what was logged up to {record.parent.name}")
-        if len(content) < (folder / name).stat().st_size:
+        if len(content) < (folder / name).stat().st_size and is_first():
             atomic_write(folder / name, content)
 
 

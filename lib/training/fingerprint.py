@@ -2,18 +2,24 @@
 
 import os
 import platform
+import re
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-# JAX_… variables that say where something is kept or what is told, and move no bit.
-HARMLESS = ("CACHE", "LOG", "TRACEBACK", "DUMP", "PROFILER")
+from lib.config import ONE_DEVICE, ParallelismConfig
+from lib.model.mesh import make_mesh
+
+# JAX_… variables that say where something is kept or what is told, and move no bit; or who takes part, counted below.
+HARMLESS = ("CACHE", "LOG", "TRACEBACK", "DUMP", "PROFILER", "COORDINATOR", "PROCESS", "DEVICE")
+DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
 
-def fingerprint() -> dict[str, Any]:
+def fingerprint(parallelism: ParallelismConfig = ONE_DEVICE) -> dict[str, Any]:
     """Versions, devices and settings; two trainings of the same inputs under equal ones end with equal weights."""
     return {
         "python": platform.python_version(),
@@ -21,7 +27,8 @@ def fingerprint() -> dict[str, Any]:
         "nproc": os.environ.get("NPROC", ""),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **({"mesh": asdict(parallelism), "processes": jax.process_count()} if make_mesh(parallelism) else {}),
+        "xla_flags": DEVICE_COUNT.sub("", os.environ.get("XLA_FLAGS", "")).strip(),
         **{
             name.lower(): value
             for name, value in sorted(os.environ.items())

@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from lib.config import Config
+from lib.config import ONE_DEVICE, Config, ParallelismConfig
 from lib.data.batches import Batch, Batches, make_batch, row_length
 from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.selection import is_held_out
@@ -34,6 +35,8 @@ from lib.data.validation import encode_all
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, is_sealed, sealed, write_json
 from lib.model.lora import join
+from lib.model.mesh import assembled, make_mesh, on_mesh, row_devices, shardings, spread, spread_rows
+from lib.model.processes import by_first, is_first, unreachable
 from lib.model.storage import DamagedError, tree_digest
 from lib.model.weights import Model, load_model, read_about, save_model, with_lora
 from lib.progress import progress
@@ -41,7 +44,7 @@ from lib.training.checkpoints import cut_logs, logs_of, restore_latest, save_che
 from lib.training.events import event_files
 from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.optimizer import make_optimizer
-from lib.training.plan import Shapes, check_plan, compiled_step, divided
+from lib.training.plan import Shapes, check_plan, compiled_step, divided, micro_batches
 from lib.training.step import StepMetrics, TrainState, sum_loss
 from lib.training.trainers import tunix_version
 from lib.training.tunix import tunix_step
@@ -81,9 +84,11 @@ def train(
     Raises RequestError where an example does not fit or the output holds another run, RetraceError, naming
     the step, where the loss is no longer a finite number; the checkpoints before that step stay.
     """
+    mesh = make_mesh(config.parallelism)
+    model = model._replace(params=spread(model.params, mesh))
     inputs = _inputs(model, examples, config)
     try:
-        if done := finished(output, inputs):
+        if done := finished(output, inputs, config.parallelism):
             return done
     except DamagedError as error:
         warn(f"{error}; going back to the checkpoint before")
@@ -93,13 +98,15 @@ def train(
     held_out = [item for item, out in zip(encoded, held, strict=True) if out]
     if not tuned_on:
         raise RequestError(f"all {len(examples)} examples fell to the held-out side; give more examples")
-    changed = _claim(output, inputs, warn)
+    changed: list[str] = []
+    by_first(lambda: changed.extend(_claim(output, inputs, config, warn)))
     adapts: dict[str, Any] = {}
     if config.training.lora:
         about = {"dtype": str(model.params["embedding"].dtype), "weights_sha256": inputs["base_weights_sha256"]}
         adapts["adapts"] = {"seed": config.training.seed} | about
         model = with_lora(model, config.training.lora, config.training.seed)
-    batches = Batches(tuned_on, config.training, config.model.max_length)
+        model = model._replace(params=spread(model.params, mesh))
+    batches = Batches(tuned_on, config.training, config.model.max_length, micro_batches(config))
     shapes = divided(model.graph, model.params)
     longest, planned = compiled_step(config, shapes, batches.length)
     say(planned)
@@ -111,7 +118,9 @@ def train(
         state, resumed_from, lines = _run(shapes, step, batches, held_out, config, output, on_metrics, warn)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            if jax.process_count() == 1:
+                raise
+            raise unreachable(error) from None
         raise RetraceError(
             f"training ran out of memory ({str(error).splitlines()[0][:120]}); halve training.per_device_batch_size "
             "and double training.grad_accum_steps: the same update in less memory"
@@ -130,13 +139,15 @@ def train(
     }
     save_model(
         output / "checkpoint-final", trained, inputs=inputs, training=facts, logs=logs_of(output),
-        fingerprint=fingerprint(),
+        fingerprint=fingerprint(config.parallelism),
         fingerprint_changed=changed, system_instruction=config.system_instruction, **adapts,
     )  # fmt: skip
     return _result(output)
 
 
-def finished(output: Path, inputs: dict[str, Any] | None = None) -> TrainingResult | None:
+def finished(
+    output: Path, inputs: dict[str, Any] | None = None, parallelism: ParallelismConfig = ONE_DEVICE
+) -> TrainingResult | None:
     """The result of training that is done in this folder, of these inputs where they are given.
 
     Raises DamagedError where the model there, or what was logged of its training, is not what was saved.
@@ -145,7 +156,7 @@ def finished(output: Path, inputs: dict[str, Any] | None = None) -> TrainingResu
         return None
     if inputs is not None:
         _refuse_other(output, read_about(output / "checkpoint-final")["inputs"], inputs)
-    load_model(output / "checkpoint-final")
+    load_model(output / "checkpoint-final", parallelism)
     cut_logs(output, output / "checkpoint-final" / "model.json")
     return _result(output)
 
@@ -168,25 +179,28 @@ def _run(
     """From the newest checkpoint, or from the start, to the last step."""
     config = whole.training
     optimizer, schedule = make_optimizer(config)
+    mesh = make_mesh(whole.parallelism)
     params = jax.tree.map(jnp.array, shapes.trained)  # a copy: the step uses its state up
-    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    state = _begun(params, optimizer, mesh)
     if restored := restore_latest(output / "checkpoints", state, warn):
         state = restored
     start = int(state.step)
-    lines = _lines_until(output / "metrics.jsonl", start)
-    _lines_until(output / "checkpoints.jsonl", start)
+    lines: list[Metrics] = []
+    if is_first():
+        lines = _lines_until(output / "metrics.jsonl", start)
+        _lines_until(output / "checkpoints.jsonl", start)
     held_out_loss = _held_out_loss(shapes, held_out, whole)
     began = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
-    clock, seen, batch = time.perf_counter(), 0, batches[start]
+    clock, seen, batch = time.perf_counter(), 0, _batch(batches, start, mesh)
     with (
         progress(config.num_steps, "training", "steps", initial=start) as bar,
-        event_files(output, whole.tracking, lines) as show,
+        event_files(output, whole.tracking if is_first() else [], lines) as show,
     ):
         for step in range(start + 1, config.num_steps + 1):
             state, metrics = train_step(state, shapes.frozen, batch)
-            seen += np.count_nonzero(batch.segments)
+            seen += batches.tokens(step - 1)
             if step < config.num_steps:
-                batch = batches[step]  # while the device is at work
+                batch = _batch(batches, step, mesh)  # while the device is at work
             found = {"loss": float(metrics.loss), "gradient norm": float(metrics.grad_norm)}
             _refuse_not_finite(step, found, schedule, output)
             last = step == config.num_steps
@@ -227,15 +241,34 @@ def _step(config: Config, shapes: Shapes, longest: Callable, length: int) -> Cal
     return step
 
 
+def _begun(params: dict, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+    """The state before the first step; on a mesh every part of it is made where it lies."""
+    if mesh is None:
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+    places = shardings(jax.eval_shape(optimizer.init, params), mesh)
+    return TrainState(spread(jnp.int32(0), mesh), params, jax.jit(optimizer.init, out_shardings=places)(params))
+
+
+def _batch(batches: Batches, step: int, mesh: Mesh | None) -> Batch:
+    """The batch of a step, the first of which is 0; on a mesh each process makes its own rows of it."""
+    if mesh is None:
+        return batches[step]
+    return assembled(lambda rows: batches.part(step, rows), batches.shape[1], mesh)
+
+
 def _held_out_loss(shapes: Shapes, examples: list[EncodedExample], config: Config) -> Callable[[dict], float]:
     """Mean loss over the held-out examples, in batches of one compiled shape."""
-    loss, B = jax.jit(sum_loss(shapes.graph, config.model.dtype)), config.training.per_device_batch_size
+    loss, mesh = jax.jit(sum_loss(shapes.graph, config.model.dtype)), make_mesh(config.parallelism)
+    B = config.training.per_device_batch_size * row_devices(mesh)
     length = row_length(max((len(example.tokens) for example in examples), default=1))
     rows = [[example] for example in examples]
     batches = [_full(make_batch(rows[start : start + B], length), B) for start in range(0, len(rows), B)]
+    if mesh is not None:
+        batches = [Batch(*(spread_rows(field, mesh) for field in batch)) for batch in batches]
 
     def mean_loss(params: dict) -> float:
-        sums = [loss(params, shapes.frozen, batch) for batch in batches]
+        with on_mesh(mesh):
+            sums = [loss(params, shapes.frozen, batch) for batch in batches]
         return float(sum(float(total) for total, _ in sums) / sum(int(tokens) for _, tokens in sums))
 
     return mean_loss
@@ -291,13 +324,13 @@ def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, 
     return inputs
 
 
-def _claim(output: Path, inputs: dict[str, Any], warn: Callable[[str], None]) -> list[str]:
+def _claim(output: Path, inputs: dict[str, Any], config: Config, warn: Callable[[str], None]) -> list[str]:
     """Say in the output whose training it holds, and on what; refuse one that holds another's.
 
     Returns what is another on this machine than where the training began, which ends the promise of equal bits.
     Raises RequestError where that is a setting that can be put back.
     """
-    claim, here = output / "checkpoints" / "inputs.json", fingerprint()
+    claim, here = output / "checkpoints" / "inputs.json", fingerprint(config.parallelism)
     if not claim.is_file():
         write_json(claim, sealed({"inputs": inputs, "fingerprint": here}))
         return []
@@ -351,6 +384,8 @@ def _complete_lines(path: Path) -> Iterator[Metrics]:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
+    if not is_first():
+        return
     try:
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -16,19 +16,21 @@ import jax
 import jax.numpy as jnp
 import psutil
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lib.config import Config, LoraConfig
 from lib.data.batches import Batch
 from lib.errors import RequestError
 from lib.model.gemma import GemmaConfig
 from lib.model.lora import split, with_adapters
+from lib.model.mesh import ROWS, make_mesh, on_mesh, placed, shardings
 from lib.model.weights import abstract
 from lib.training.optimizer import make_optimizer
 from lib.training.step import TrainState, make_train_step
 
 
 class Plan(NamedTuple):
-    """Counts of weights, and bytes; `activations` are all that a step needs beside its state: gradients too."""
+    """Counts of weights, and bytes on one device; `activations`: what a step needs beside its state, gradients too."""
 
     parameters: int
     trained: int
@@ -83,11 +85,31 @@ def compiled_step(config: Config, shapes: Shapes, length: int) -> tuple[jax.stag
     training = config.training
     optimizer, _ = make_optimizer(training)
     state = TrainState(jnp.int32(0), shapes.trained, jax.eval_shape(optimizer.init, shapes.trained))
-    rows = (training.grad_accum_steps, training.per_device_batch_size, length)
-    batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype) for dtype in (jnp.int32, jnp.int32, bool, jnp.int32)))
-    step = make_train_step(shapes.graph, optimizer, config.model.dtype, training.remat)
-    compiled = step.lower(state, shapes.frozen, batch).compile()
-    return compiled, _plan(compiled, state, shapes)
+    rows, mesh = (*micro_batches(config), length), make_mesh(config.parallelism)
+    place = None if mesh is None else NamedSharding(mesh, PartitionSpec(None, ROWS))
+    batch = Batch(
+        *(jax.ShapeDtypeStruct(rows, dtype, sharding=place) for dtype in (jnp.int32, jnp.int32, bool, jnp.int32))
+    )
+    places = None if mesh is None else shardings(state, mesh)
+    step = make_train_step(shapes.graph, optimizer, config.model.dtype, training.remat, places)
+    state, frozen = placed(state, mesh), placed(shapes.frozen, mesh)
+    with on_mesh(mesh):
+        compiled = step.lower(state, frozen, batch).compile()
+    return compiled, _plan(compiled, state, shapes._replace(frozen=frozen))
+
+
+def micro_batches(config: Config) -> tuple[int, int]:
+    """How many batches an update is made of, and their rows on all devices together.
+
+    The update is the same on any number of devices, each of which takes at most per_device_batch_size rows at once:
+
+        per_device_batch_size 8, grad_accum_steps 4     one device 4 × 8     data: 2  2 × 16     data: 8  1 × 32
+    """
+    training, parts = config.training, config.parallelism.data * config.parallelism.fsdp
+    rows = training.per_device_batch_size * training.grad_accum_steps // parts  # of one device, in all
+    least = -(-rows // training.per_device_batch_size)
+    count = next(count for count in range(least, rows + 1) if rows % count == 0)
+    return count, rows // count * parts
 
 
 def check_plan(planned: Plan, model: GemmaConfig, config: Config, length: int) -> None:
@@ -124,7 +146,7 @@ def _smaller(config: Config) -> Iterator[tuple[Config, list[str]]]:
 
 def _plan(compiled: jax.stages.Compiled, state: TrainState, shapes: Shapes) -> Plan:
     memory = compiled.memory_analysis()
-    weights = _bytes(shapes.trained) + _bytes(shapes.frozen)
+    weights = _bytes(state.params) + _bytes(shapes.frozen)
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written into what came in
     step = memory.argument_size_in_bytes + memory.temp_size_in_bytes + new
     return Plan(
@@ -141,7 +163,7 @@ def _plan(compiled: jax.stages.Compiled, state: TrainState, shapes: Shapes) -> P
 
 def _room() -> int:
     """Bytes that the device has for us."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return limit - stats.get("bytes_in_use", 0)
     return psutil.virtual_memory().available
@@ -150,11 +172,17 @@ def _room() -> int:
 def _held(shapes: Shapes) -> int:
     """Bytes of the plan that are in memory already."""
     leaves = jax.tree.leaves((shapes.trained, shapes.frozen))
-    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, jax.Array))
+    return _bytes([leaf for leaf in leaves if isinstance(leaf, jax.Array)])
 
 
 def _bytes(tree: Any) -> int:
-    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """On one device, where the leaves lie on many."""
+    return sum(prod(_shard(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _shard(leaf: Any) -> tuple[int, ...]:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding.shard_shape(leaf.shape) if isinstance(sharding, NamedSharding) else leaf.shape
 
 
 def _count(tree: Any) -> int:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lib.data.batches import Batch
 from lib.model.gemma import Gemma, causal_mask, in_dtype, positions
@@ -104,9 +105,16 @@ class _Sums(NamedTuple):
 
 
 def make_train_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, dtype: str = "float32", remat: bool = False
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    dtype: str = "float32",
+    remat: bool = False,
+    places: TrainState | None = None,
 ) -> Callable:
-    """The jitted (state, frozen, batch [A, B, T]) → (state, StepMetrics); the state that goes in is used up."""
+    """The jitted (state, frozen, batch [A, B, T]) → (state, StepMetrics); the state that goes in is used up.
+
+    `places` are the shardings of the state on a mesh, where it is to stay.
+    """
     gradient = jax.value_and_grad(sum_loss(graph, dtype, remat), has_aux=True)
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -121,4 +129,7 @@ def make_train_step(
         metrics = StepMetrics(loss / tokens, optax.global_norm(grads), tokens)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if places is None:
+        return jax.jit(train_step, donate_argnums=0)
+    everywhere = NamedSharding(places.step.mesh, PartitionSpec())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere))

@@ -124,3 +124,22 @@ def test_buckets_and_packing_leave_less_padding_and_buckets_few_lengths():
         )
         assert len({batch.tokens.shape[-1] for batch in made}) <= (8 if batching == "bucketed" else 1)
     assert useful["padded"] < 0.6 and useful["bucketed"] > 0.85 and useful["packed"] > 0.97
+
+
+@pytest.mark.parametrize("batching", ["padded", "bucketed", "packed"])
+def test_the_parts_that_several_processes_make_are_the_batch(batching: str):
+    config = TrainingConfig(per_device_batch_size=4, grad_accum_steps=2, batching=batching, seed=3)
+    batches = Batches(ragged(30), config, 48, shape=(2, 4))
+    for step in range(4):
+        parts = [batches.part(step, slice(start, start + 2)) for start in (0, 2)]
+        for whole, first, second in zip(batches[step], *parts, strict=True):
+            np.testing.assert_array_equal(np.concatenate([first, second], axis=1), whole)
+        assert batches.tokens(step) == np.count_nonzero(batches[step].segments)
+
+
+def test_the_rows_of_an_update_are_the_same_however_they_are_dealt_out():
+    config = TrainingConfig(per_device_batch_size=4, grad_accum_steps=2)
+    dealt = [Batches(ragged(30), config, 48, shape)[1].tokens for shape in (None, (1, 8), (4, 2))]
+    assert [tokens.shape[:2] for tokens in dealt] == [(2, 4), (1, 8), (4, 2)]
+    for tokens in dealt:
+        np.testing.assert_array_equal(tokens.reshape(8, -1), dealt[0].reshape(8, -1))

@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm, started on this machine: the same results as by processes.
+"""A sweep, and a training by several tasks, on a real Slurm of this machine: the same results as by processes.
 
 In a plain `make test` all of this is left out; `make test-slurm`, as root, installs Slurm and submitit and runs it.
 Everything of the cluster, its keys among it, lies in a temporary folder.
@@ -19,7 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from lib.__main__ import main
 from lib.config import load_config, to_yaml
+from lib.data.dataset import Dataset
+from lib.data.export import export_lines
 from lib.experiments.evidence import EVIDENCE
 from lib.experiments.run import status_of
 from lib.files import repository_root
@@ -148,6 +151,24 @@ def test_six_trials_on_slurm_and_by_processes_come_to_the_same_results(slurm, tm
     assert len(list(logs.glob("*_result.pkl"))) == 6  # so it was Slurm that ran them
     for one in there:
         print(one["weights_sha256"])
+
+
+def test_two_tasks_of_srun_train_as_one_device_does(slurm: Path, dataset: Dataset, tmp_path: Path):
+    (tmp_path / "data.jsonl").write_bytes(b"".join(export_lines(dataset.traces, "tunix_sft", "answer_sft_v1", "")))
+    train = ["train", "--config", "configs/smoke.yaml", "--data", str(tmp_path / "data.jsonl")]
+    train += [word for setting in (*SMALL, "recipe=answer_sft_v1") for word in ("--set", setting)]
+    apart = ["--set", "parallelism.data=2", "--output", str(tmp_path / "two")]
+    job = subprocess.run(
+        ["srun", "--ntasks", "2", "--kill-on-bad-exit=1", sys.executable, "-m", "lib", "launch", *train, *apart],
+        cwd=repository_root(), capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr
+    assert main([*train, "--output", str(tmp_path / "one")]) == 0
+    two, one = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("two", "one")
+    )
+    assert len(one) == 3 and two == pytest.approx(one, abs=1e-5)
+    assert json.loads((tmp_path / "two" / "run_manifest.json").read_bytes())["fingerprint"]["processes"] == 2
 
 
 def test_asked_to_end_a_sweep_cancels_its_jobs_and_is_gone_on_with(slurm, tmp_path):

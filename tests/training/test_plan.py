@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig
+from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, ParallelismConfig, TrainingConfig
 from lib.errors import RequestError
 from lib.model.gemma import GemmaConfig
 from lib.training import plan
 from lib.training.optimizer import make_optimizer
-from lib.training.plan import Plan, check_plan, compiled_step, shapes_of
+from lib.training.plan import Plan, check_plan, compiled_step, micro_batches, shapes_of
 
 SHAPE = GemmaConfig(2048, num_layers=2, embed_dim=128, hidden_dim=256, num_heads=4, num_kv_heads=1, head_dim=32)
 LENGTH = 128
@@ -81,3 +81,19 @@ def test_adafactor_keeps_hardly_any_state_of_a_matrix():
         return sum(leaf.size for leaf in jax.tree.leaves(state))
 
     assert size("adamw") > 2 * 512**2 and size("adafactor") < 3 * 512
+
+
+@pytest.mark.parametrize(
+    "parallelism, expected",
+    [
+        ({}, (4, 8)),
+        ({"tensor": 4}, (4, 8)),
+        ({"data": 2}, (2, 16)),
+        ({"data": 2, "fsdp": 4}, (1, 32)),
+        ({"fsdp": 16}, (1, 32)),
+    ],
+)
+def test_an_update_has_the_same_examples_on_any_devices_of_which_none_takes_more_rows(parallelism, expected):
+    training = TrainingConfig(per_device_batch_size=8, grad_accum_steps=4)
+    config = Config("x", DatasetConfig("x", "v1"), training=training, parallelism=ParallelismConfig(**parallelism))
+    assert micro_batches(config) == expected
