@@ -31,6 +31,8 @@ def join_job() -> None:
         for name, variable in [("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")]
         if os.environ.get(variable, "").isdigit()
     }
+    # Else jax takes SIGTERM for a notice to save soon, and whoever asks this process to end is not heard.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**given)
     except ValueError as error:
