@@ -105,7 +105,9 @@ def job(
 @pytest.fixture(scope="module")
 def alone(small_model: Model, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("alone")
-    train(small_model, examples[:2], CONFIG, output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRACE_PROGRESS", "")
+        train(small_model, examples[:2], CONFIG, output)
     return output
 
 
