@@ -37,7 +37,7 @@ quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
 
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 test-faults: $(READY)
@@ -87,7 +87,7 @@ test-pages: $(READY) .venv-pages/ready
 	@RETRACE_BROWSER=required $(BIN)/python -m pytest -m pages tests/experiments/test_pages.py
 
 test-distributed: $(READY)
-	@$(BIN)/python -m pytest -m distributed -rP tests/experiments/test_launch.py
+	@$(BIN)/python -m pytest -m distributed -rP tests/experiments/test_launch.py tests/model/test_processes.py
 
 clean:
 	rm -rf .venv .venv-*

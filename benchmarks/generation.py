@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import peers
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder: `datasets` is Hugging Face's, too
+from benchmarks import peers  # noqa: E402
 
 ROWS, NEW, BOS, NEVER = 16, 64, 2, -1
 CHECKED = 16  # prompts of each work that the naive decoder answers, too

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import peers
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder: `datasets` is Hugging Face's, too
+from benchmarks import peers  # noqa: E402
 
 ROWS, LENGTH, PACKED = 16, 128, 256
 WAYS = ("padded", "bucketed", "packed")
@@ -54,7 +54,7 @@ def compare(work: str, ways: tuple[str, ...], workers: dict[str, peers.Worker], 
     asked = {f"ours, {way}": (workers["ours"], f"{work}-{way}") for way in ways}
     asked |= {name: (worker, work) for name, worker in workers.items() if name != "ours"}
     for worker, what in asked.values():
-        worker.ask(f"{what} 3")  # compiles
+        worker.ask(f"{what} 25")  # compiles, in buckets several times
     speeds: dict[str, list[float]] = {name: [] for name in asked}
     peaks = []
     for turn in range(turns):

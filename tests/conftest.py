@@ -21,7 +21,7 @@ settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that of two workers none is left with the longest of them at the end."""
+    """Files with slow tests first, so that no worker is left with the longest of them at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

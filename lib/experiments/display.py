@@ -24,14 +24,15 @@ from lib.experiments.markdown import inline
 _CELL = "vertical-align: top; text-align: left; padding: 2px 8px 2px 0; overflow-wrap: anywhere"
 
 
-def opening() -> DisplayHandle:
-    """The head of a notebook, which its last cell fills with the summary of the run."""
+def opening() -> DisplayHandle | None:
+    """The head of a notebook, which its last cell fills with the summary of the run; None outside of a notebook."""
     return show(Markdown("*The summary appears here when the last cell has run.*"), display_id=True)
 
 
-def fill(summary: DisplayHandle, first: str, second: str) -> None:
+def fill(summary: DisplayHandle | None, first: str, second: str) -> None:
     """Write the two sentences of the summary at the head of the notebook."""
-    summary.update(Markdown(f"**{inline(first)}** {inline(second)}"))
+    if summary is not None:
+        summary.update(Markdown(f"**{inline(first)}** {inline(second)}"))
 
 
 def tokens(examples: Sequence[Example], tokenizer: Tokenizer) -> HTML:

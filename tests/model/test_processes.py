@@ -21,6 +21,8 @@ from lib.training.loop import train
 from lib.training.optimizer import make_optimizer
 from lib.training.step import TrainState
 
+pytestmark = pytest.mark.distributed
+
 CONFIG = Config(
     "toy",
     DatasetConfig("toy", "v1"),
