@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from IPython.display import Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lib.data.diff import DatasetDiff
 from lib.evaluation.compare import Comparison
 from lib.evaluation.results import ItemResult
@@ -45,6 +44,7 @@ def loss_figure(lines: list[dict[str, float]]) -> Figure:
         bottom.plot(steps, [line["learning_rate"] for line in lines], color=BEFORE)
         bottom.set_ylabel("learning\nrate")
         bottom.set_xlabel("optimizer step")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         return figure
 
 
