@@ -7,6 +7,7 @@ import matplotlib
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
 from lib.data.diff import DatasetDiff
 from lib.evaluation.compare import Comparison
 from lib.evaluation.results import ItemResult
