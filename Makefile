@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
-.PHONY: test-slurm test-distributed test-mlflow test-pages tensorboard lab lint bench clean
+.PHONY: test-slurm test-distributed test-tutorial test-mlflow test-pages tensorboard lab lint bench clean
 
 help:
 	@echo "make install      the pinned packages into .venv; every other target does it first, too"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-reasoning-gym  every generator of reasoning-gym, installed into .venv-reasoning-gym (ten minutes)"
 	@echo "make test-slurm   a sweep on a Slurm of this machine, as root; installs Debian's, and submitit into .venv-slurm"
 	@echo "make test-mlflow  runs told to MLflow and TensorBoard, which it installs into .venv-mlflow"
+	@echo "make test-tutorial  docs/tutorial.md followed to its end (minutes)"
 	@echo "make test-distributed  training by several processes: the same losses, killed, resumed (minutes)"
 	@echo "make test-pages   every page through an HTML validator and axe; npm's, which it installs into .venv-pages, and Chromium"
 	@echo "make lab          JupyterLab, on a page that says where to begin"
@@ -37,7 +38,7 @@ quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
 
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 test-faults: $(READY)
@@ -85,6 +86,9 @@ tensorboard: .venv/tensorboard
 
 test-pages: $(READY) .venv-pages/ready
 	@RETRACE_BROWSER=required $(BIN)/python -m pytest -m pages tests/experiments/test_pages.py
+
+test-tutorial: $(READY)
+	@$(BIN)/python -m pytest -m tutorial tests/test_docs.py
 
 test-distributed: $(READY)
 	@$(BIN)/python -m pytest -m distributed -rP tests/experiments/test_launch.py tests/model/test_processes.py

@@ -118,7 +118,7 @@ def _conclude(done: Any) -> None:
     from lib.experiments.stages import reproduce_command
 
     page, again = shown_path(done.path("report.html")), reproduce_command(done)
-    figures = json.loads(done.path("eval_summary.json").read_bytes())
+    figures = json.loads(done.path("eval_summary.json").read_bytes()) if as_json() else {}
     answer(
         {"run": done.name, "folder": shown_path(done.folder), "report": page, "reproduce": again} | figures,
         done.conclusion("05_compare"),

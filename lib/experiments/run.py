@@ -144,6 +144,8 @@ def find_run(run: str) -> Path:
             except OSError:  # a name too long for a folder
                 continue
     with suppress(OSError):  # a home that cannot be read holds none that could be meant
+        if run and "\0" not in run and (home() / run).is_dir():
+            raise RequestError(f"run {run}: no {MANIFEST} in {shown_path(home() / run)}: it never began, or lost it")
         if meant := [folder.name for folder in run_folders() if run and run in folder.name]:
             raise RequestError(f"run {run}: no such run in {shown_path(home())}; did you mean {meant[0]}?")
     raise RequestError(f"run {run}: no such run in {shown_path(home())}; python -m lib runs list shows those there are")
