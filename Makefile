@@ -38,7 +38,7 @@ quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
 
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 test-faults: $(READY)
