@@ -297,7 +297,7 @@ def test_f22_f25_at_random_moments_of_a_run_its_runner_is_killed(tmp_path, undis
     """One run after the other, each resumed until it is done in spite of the kills."""
     moments, kills, finished = random.Random(SEED), 0, 0
     victim = Victim(tmp_path / "0")
-    enough = 50 if FULL else 1
+    enough = 50 if FULL else 3
     while kills < enough or not finished:
         monkeypatch.setenv("RETRACE_HOME", str(victim.home))
         command = victim.go_on()
