@@ -26,6 +26,12 @@ from lib.files import NAME, repository_root
 
 MAX_DEPTH = 20
 MAX_BYTES = 1 << 15  # a configuration has some thousand; PyYAML reads this much within a second
+# By engine the games that it plays.
+GAMES = {
+    "builtin": ("high_card_duel", "arithmetic"),
+    "ungar": ("high_card_duel",),
+    "reasoning-gym": ("gsm_symbolic",),
+}
 
 
 def bounded(
@@ -72,13 +78,13 @@ class TracesConfig(Shown):
     """What is generated before the dataset is built; by default nothing."""
 
     # The game that the run's traces are generated from; empty: use what the store holds.
-    game: str = bounded("", of=("", "high_card_duel", "arithmetic"))
+    game: str = bounded("", of=("", *dict.fromkeys(game for games in GAMES.values() for game in games)))
     # Number of episodes to play; 0 with no game.
     count: int = bounded(0, low=0, high=10_000_000)
     # Episode i is drawn with seed + i.
     seed: int = bounded(42, low=0)
-    # Which engine plays it: our own (builtin), or for high_card_duel the UNGAR package.
-    engine: str = bounded("builtin", of=("builtin", "ungar"))
+    # Who plays it: our own engine (builtin), for high_card_duel the UNGAR package too, for gsm_symbolic reasoning-gym.
+    engine: str = bounded("builtin", of=tuple(GAMES))
     # The interpreter that has UNGAR installed; empty: the one that runs this.
     ungar_python: str = ""
 
@@ -449,10 +455,8 @@ def _check_together(config: Config, where: str) -> None:
         raise RequestError(
             f"{where}: traces: game and count go together; give both, or neither to use the store as it is"
         )
-    if config.traces.engine == "ungar" and config.traces.game != "high_card_duel":
-        raise RequestError(
-            f"{where}: traces.engine: ungar plays high_card_duel alone, got the game {_shown(config.traces.game)}"
-        )
+    if config.traces.game:
+        check_engine(config.traces.engine, config.traces.game, f"{where}: traces.engine")
     if config.evaluation.sampling.samples > 1 and not config.evaluation.sampling.temperature:
         raise RequestError(
             f"{where}: evaluation.sampling.temperature: expected above 0 where samples is more than 1, as the "
@@ -463,6 +467,14 @@ def _check_together(config: Config, where: str) -> None:
             f"{where}: training.warmup_steps: expected less than num_steps, got {config.training.warmup_steps}"
         )
     _check_parallelism(config, where)
+
+
+def check_engine(engine: str, game: str, where: str) -> None:
+    """Raises RequestError where the engine does not play the game."""
+    if game not in GAMES[engine]:
+        others = [name for name, games in GAMES.items() if game in games]
+        instead = f"; take {' or '.join(others)}" if others else ""
+        raise RequestError(f"{where}: {engine} plays {' and '.join(GAMES[engine])}, not {_shown(game)}{instead}")
 
 
 def _check_parallelism(config: Config, where: str) -> None:

@@ -437,7 +437,7 @@ WRONG = {
     "shortened flag": (["traces", "list", "--lim", "3"], "did you mean --limit?"),
     "word for a number": ([*GENERATE, "--count", "many"], "expected a whole number, got 'many'"),
     "no count": ([*GENERATE, "--count", "0"], "expected at least 1, got 0"),
-    "unknown game": (["traces", "generate", "--game", "poker", "--count", "1"], "expected one of high_card_duel"),
+    "unknown game": (["traces", "generate", "--game", "poker", "--count", "1"], "builtin plays high_card_duel and"),
     "misspelt choice": (["traces", "import", "x", "--on-bad-record", "quarantin"], "did you mean quarantine?"),
     "missing traces": (["traces", "import", "absent.jsonl"], "absent.jsonl: does not exist"),
     "bad line": (["traces", "import", "{folder}/bad.jsonl"], "bad.jsonl:2: field record: expected valid JSON"),

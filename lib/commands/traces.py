@@ -54,20 +54,16 @@ def _ungar_flag(made: Parser) -> None:
 
 
 def traces_generate(arguments: argparse.Namespace) -> None:
-    from lib.config import TracesConfig
+    from lib.config import TracesConfig, check_engine
     from lib.experiments.stages import play, store
-    from lib.tasks import TASKS
     from lib.trace import to_json
 
-    if arguments.engine == "reasoning-gym":
-        traces = _reasoning_gym_traces(arguments)
-    elif arguments.game not in TASKS:
-        raise RequestError(f"--game: expected one of {', '.join(TASKS)}, got {arguments.game!r}")
-    elif arguments.engine == "ungar" and arguments.game != "high_card_duel":
-        raise RequestError(f"--engine ungar: plays high_card_duel alone, not {arguments.game}")
-    else:
-        asked = TracesConfig(arguments.game, arguments.count, arguments.seed, arguments.engine, arguments.ungar_python)
-        traces = list(play(asked))
+    check_engine(arguments.engine, arguments.game, "--engine")
+    use_reasoning_gym(arguments)
+    asked = TracesConfig(arguments.game, arguments.count, arguments.seed, arguments.engine, arguments.ungar_python)
+    played = play(asked)
+    traces = list(played.traces)
+    say_left_out(played.left_out, len(traces) + sum(played.left_out.values()), "worked answers")
     if arguments.json and arguments.no_persist and not arguments.output:
         raise RequestError("--json: --no-persist prints the traces, which are JSON already; leave it out")
     if arguments.output or arguments.no_persist:
@@ -95,18 +91,6 @@ def traces_engines(arguments: argparse.Namespace) -> None:
             for engine in found
         ],
     )
-
-
-def _reasoning_gym_traces(arguments: argparse.Namespace) -> list[Any]:
-    from lib.tasks import gsm_symbolic, reasoning_gym
-    from lib.trace import utc_now
-
-    if arguments.game != gsm_symbolic.NAME:
-        raise RequestError(f"--game: with --engine reasoning-gym expected {gsm_symbolic.NAME}, got {arguments.game!r}")
-    use_reasoning_gym(arguments)
-    made = reasoning_gym.generate(arguments.count, arguments.seed, created_at=utc_now())
-    say_left_out(made.left_out, len(made.traces) + made.left_out.total(), "worked answers")
-    return made.traces
 
 
 def say_left_out(left_out: dict[str, int], drawn: int, what: str) -> None:

@@ -35,6 +35,7 @@ HELD_OUT_PERCENT = 5
 NOT_PLAYED = "of another seed, count or engine than traces asks for"
 OVER_LIMIT, DUPLICATE, NEAR_DUPLICATE = "over the limit", "a duplicate of another", "nearly a duplicate of another"
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
+SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
 QUESTIONS = 100_000  # of which is remembered what was found out about them
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
 
@@ -404,9 +405,9 @@ def _places(order: np.ndarray, total: int) -> np.ndarray:
 
 
 def _not_played(meta: dict[str, Any], generated: TracesConfig) -> bool:
-    if meta.get("game") != generated.game or meta.get("source") not in ("builtin", "ungar"):
+    if meta.get("game") != generated.game or meta.get("source") not in SOURCES.values():
         return False
-    if meta["source"] != generated.engine:
+    if meta["source"] != SOURCES[generated.engine]:
         return True
     return meta.get("seed") != generated.seed or not meta.get("episode_index", -1) < generated.count
 

@@ -91,18 +91,18 @@ def made_from(folder: Path) -> dict[str, Any]:
     """`training.seed` → 7 and so on: every entry of the configuration, then code, data and fingerprint of a run."""
     manifest = read_manifest(folder)
     return {
-        **dict(_leaves(manifest["config"])),
+        **dict(leaves(manifest["config"])),
         "code": commit(manifest),
         "dataset content": manifest["inputs"]["dataset"]["content_sha256"],
         **{f"fingerprint: {name}": value for name, value in (manifest["fingerprint"] or {}).items()},
     }
 
 
-def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """`training.seed`, 42 …"""
+def leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """`training.seed`, 42 …; an empty object is a leaf."""
     for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{name}.")
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 

@@ -70,5 +70,5 @@ def side_by_side(cards: Sequence[str]) -> str:
 
 def completion(item: ItemResult, title: str) -> str:
     """A completion as a card: its steps with what the engine says of each, or, where it has none, its text."""
-    written = {"steps": item.marked_steps} if item.steps else {"wrote": report.visible(item.completion)}
+    written = {"steps": item.marked_steps} if item.steps else {"wrote": report.readable(item.completion)}
     return card(f"{title}: {item.verdict}", written | {"answer": item.answer})

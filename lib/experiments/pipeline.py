@@ -42,7 +42,7 @@ from lib.experiments.run import (
 from lib.experiments.stages import CONTROLS, EXPORT, OUTPUTS, datasets, find_eval_set
 from lib.experiments.tracking import check_tracking, track_ended
 from lib.files import home, is_sealed, repository_root, sealed, sha256_bytes, sha256_file, shown_path, write_json
-from lib.tasks import ungar
+from lib.tasks import reasoning_gym, ungar
 from lib.trace import utc_now
 
 STAGES = [
@@ -119,6 +119,8 @@ def preflight(config: Config) -> None:
     check_scorers(find_eval_set(config.evaluation.eval_set).items)
     if config.traces.engine == "ungar":
         ungar.version(config.traces.ungar_python)
+    if config.traces.engine == "reasoning-gym":
+        reasoning_gym.version()
     if not is_from_scratch(config.model.name):
         find_released(config.model.name)
         from lib.model.weights import check_released  # imports jax: not before there is something to check

@@ -358,7 +358,7 @@ def true_steps(side: Summary) -> str:
     return f"{side.true_steps} of {side.steps} ({percent(side.true_steps / side.steps)})" if side.steps else "none"
 
 
-def visible(completion: str) -> str:
+def readable(completion: str) -> str:
     """A completion for reading; one of blanks alone, as an untrained model writes them, is described."""
     if completion.strip():
         return completion
@@ -470,8 +470,8 @@ def _pairs(title: str, pairs: list[tuple[ItemResult, ItemResult]]) -> list[str]:
     sections = [f"## {title} ({len(pairs)})"]
     for before, after in pairs[:SHOWN]:
         sections += [f"### {inline(before.id)}", f"Expected: {inline(before.expected)}", fenced(before.prompt)]
-        sections += [f"Before ({before.verdict}):", fenced(visible(before.completion))]
-        sections += [f"After ({after.verdict}):", fenced(visible(after.completion))]
+        sections += [f"Before ({before.verdict}):", fenced(readable(before.completion))]
+        sections += [f"After ({after.verdict}):", fenced(readable(after.completion))]
     return [*sections, *_rest([after for _, after in pairs])]
 
 
@@ -481,7 +481,7 @@ def _unsound_items(items: list[ItemResult]) -> list[str]:
     sections = [f"## Right answer, wrong reasoning ({len(items)})"]
     for item in items[:SHOWN]:
         sections += [f"### {inline(item.id)}", f"First wrong: {inline(item.first_error)}"]
-        sections += [fenced(visible(item.completion))]
+        sections += [fenced(readable(item.completion))]
     return [*sections, *_rest(items)]
 
 
@@ -496,7 +496,7 @@ def templates() -> Environment:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {"percent": percent, "interval": interval, "visible": visible, "steps": shown_steps}
+    templates.filters |= {"percent": percent, "interval": interval, "readable": readable, "steps": shown_steps}
     templates.filters |= {"rule": rule, "power": power, "constant": constant, "difference": difference}
     templates.filters |= {
         "p_value": p_value,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.errors import RequestError
+from lib.experiments.compare_runs import leaves
 from lib.experiments.run import MANIFEST, read_manifest
 from lib.files import home, shown_path
 
@@ -99,7 +100,8 @@ def _tell_mlflow(folder: Path, manifest: dict[str, Any], lines: list[dict[str, f
     logged = {key: {metric.step for metric in client.get_metric_history(id, key)} for key in run.data.metrics}
     figures = [*_training(lines, start), *_verdict(manifest, end)]
     new = [Metric(*figure) for figure in figures if figure.step not in logged.get(figure.key, ())]
-    params = [Param(*leaf) for leaf in _leaves(manifest["config"]) if leaf[0] not in run.data.params]
+    settings = {name: str(value)[:6000] for name, value in leaves(manifest["config"])}
+    params = [Param(*setting) for setting in settings.items() if setting[0] not in run.data.params]
     for at in range(0, max(len(new), len(params)), BATCH):
         client.log_batch(id, metrics=new[at : at + BATCH], params=params[at : at + BATCH])
     for key, value in _tags(manifest).items():
@@ -161,14 +163,6 @@ def _tags(manifest: dict[str, Any]) -> dict[str, str]:
         "mlflow.source.name": "python -m lib",
     }
     return {key: value for key, value in tags.items() if value}
-
-
-def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield path + name, str(value)[:6000]
 
 
 def _logged(folder: Path) -> list[dict[str, float]]:

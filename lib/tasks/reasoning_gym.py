@@ -152,8 +152,8 @@ def verify(question: str, answer: str, state: Mapping[str, str], given: str) -> 
 def generate(count: int, seed: int, created_at: str = "") -> Generated:
     """`count` traces of gsm_symbolic whose worked steps hold: the first of the data set of that seed.
 
-    `episode_index` is the place in it, so those that are left out leave a gap. Raises RequestError where the data set
-    ends before.
+    `episode_index` counts those that hold; the place in the data set is in `state`. Raises RequestError where the data
+    set ends before.
     """
     made = Generated([], Counter())
     for index in range(TRACES):
@@ -164,7 +164,8 @@ def generate(count: int, seed: int, created_at: str = "") -> Generated:
         if reason := gsm_symbolic.why_not(drawn.worked, drawn.answer):
             made.left_out[reason] += 1
             continue
-        meta = {"source": NAME, "game": gsm_symbolic.NAME, "seed": seed, "episode_index": index, "state": state}
+        meta = {"source": NAME, "game": gsm_symbolic.NAME, "seed": seed, "episode_index": len(made.traces)}
+        meta["state"] = state
         steps = [("step", step) for step in gsm_symbolic.steps(drawn.worked)]
         made.traces.append(make_trace(drawn.question, steps, drawn.answer, meta, created_at=created_at))
     raise RequestError(f"{gsm_symbolic.NAME}: {TRACES} entries hold {len(made.traces)} traces, not {count}")

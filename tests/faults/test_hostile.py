@@ -235,7 +235,7 @@ def _cards(found: Comparison) -> list[str]:
 
 def _answers(found: Comparison) -> nbformat.NotebookNode:
     """What the notebooks 04 and 05 show of these answers, and what a notebook shows that fails over them."""
-    items = "\n\n".join(f"{item.prompt}\n{report.visible(item.completion)}\n→ {item.verdict}; {item.first_error}"
+    items = "\n\n".join(f"{item.prompt}\n{report.readable(item.completion)}\n→ {item.verdict}; {item.first_error}"
                         for item in found.after.items)  # fmt: skip
     table = report.show_table([{EVERYTHING: text, "answer": text} for text in ALL.values()])
     outputs = [

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from standin_gym import interpreter, script
 
 from lib.__main__ import main
+from lib.config import Config, DatasetConfig, TracesConfig
+from lib.data.selection import NOT_PLAYED
 from lib.errors import RequestError
-from lib.experiments.stages import store
+from lib.experiments.stages import Made, make_dataset, make_traces, store
 from lib.files import repository_root
 from lib.tasks import reasoning_gym
 from lib.tasks.reasoning_gym import Died, Drawn, NotDrawn, draw, state_of, verify
@@ -90,13 +93,14 @@ def test_an_entry_depends_on_nothing_that_was_drawn_before(gym: str):
 
 def test_worked_answers_that_hold_become_traces_and_the_others_are_counted(gym: str):
     made = reasoning_gym.generate(4, seed=40, created_at="2026-11-22T00:00:00Z")
-    assert [trace.meta["episode_index"] for trace in made.traces] == [0, 2, 3, 5]
+    assert [trace.meta["episode_index"] for trace in made.traces] == [0, 1, 2, 3]
+    assert [trace.meta["state"]["index"] for trace in made.traces] == ["0", "2", "3", "5"]
     assert made.left_out == {"a false equation": 2}
     first = made.traces[1]
     assert (first.prompt, first.final_answer) == ("40 + 2?", "42")
     assert [step.content for step in first.steps] == ["He has some pens.", "That is 40 + 2 = 42 pens."]
     assert first.meta == {
-        "source": "reasoning_gym", "game": "gsm_symbolic", "seed": 40, "episode_index": 2,
+        "source": "reasoning_gym", "game": "gsm_symbolic", "seed": 40, "episode_index": 1,
         "state": state_of("gsm_symbolic", {}, seed=40, size=1_000_000, index=2),
     }  # fmt: skip
     assert reasoning_gym.generate(2, seed=40, created_at="2026-11-22T00:00:00Z").traces == made.traces[:2]
@@ -109,10 +113,20 @@ def test_the_verb_keeps_them_and_says_what_it_left_out(gym: str, capsys: pytest.
     assert "left out: 2 of 6 worked answers: a false equation\n4 traces added" in said
     assert {trace.meta["source"] for trace in store().scan()} == {"reasoning_gym"} and store().count() == 4
     assert main(f"{generate} toy".split()) == 2
-    assert "with --engine reasoning-gym expected gsm_symbolic, got 'toy'" in capsys.readouterr().err
+    assert "--engine: reasoning-gym plays gsm_symbolic, not 'toy'" in capsys.readouterr().err
     assert main("traces engines --json".split()) == 0
     [*_, engine] = json.loads(capsys.readouterr().out)
     assert engine == {"name": "reasoning-gym", "version": "0.1.25", "games": ["gsm_symbolic"], "note": ""}
+
+
+def test_a_configuration_trains_on_the_episodes_that_it_asks_for(gym: str):
+    more = Config("gsm", DatasetConfig("gsm", "v1"), traces=TracesConfig("gsm_symbolic", 6, 40, "reasoning-gym"))
+    assert make_traces(more) == Made(6, 0, {"a false equation": 3})
+    fewer = replace(more, traces=replace(more.traces, count=4))
+    assert make_traces(fewer) == Made(0, 4, {"a false equation": 2})
+    dataset = make_dataset(fewer)
+    assert sorted(trace.meta["episode_index"] for trace in dataset.traces) == [0, 1, 2, 3]
+    assert dataset.manifest["dropped"] == {NOT_PLAYED: 2}
 
 
 def broken(tmp_path: Path, kind: str) -> str:

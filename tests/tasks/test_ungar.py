@@ -124,9 +124,9 @@ def test_absent_it_says_how_to_install_it(capsys):
 
 def test_another_game_is_refused(capsys):
     assert main("traces generate --engine ungar --game arithmetic --count 2".split()) == 2
-    assert "plays high_card_duel alone" in capsys.readouterr().err
+    assert "ungar plays high_card_duel, not 'arithmetic'; take builtin" in capsys.readouterr().err
     assert main("run configs/arithmetic.yaml --set traces.engine=ungar".split()) == 2
-    assert "plays high_card_duel alone" in capsys.readouterr().err
+    assert "ungar plays high_card_duel, not 'arithmetic'; take builtin" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
