@@ -42,7 +42,6 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from lib.errors import RequestError
 
@@ -185,6 +184,8 @@ def critical_value(confidence: float, clusters: int | None = None) -> float:
         raise RequestError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
     if clusters is None:
         return NormalDist().inv_cdf((1 + confidence) / 2)
+    from scipy.special import stdtrit  # here, as it takes as long to come up as a fifth of the first notebooks
+
     return float(stdtrit(clusters - 1, (1 + confidence) / 2)) if clusters > 1 else math.inf
 
 
@@ -222,6 +223,8 @@ def _standard_error(clusters: Counter[Cluster]) -> float:
 
 
 def _clustered_p(t: float, clusters: int) -> float:
+    from scipy.special import stdtr
+
     return float(2 * stdtr(clusters - 1, -abs(t))) if clusters > 1 else 1.0
 
 

@@ -101,7 +101,7 @@ def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     papermill.execute_notebook(
         _linked(nbformat.read(source, as_version=4), "ipynb"), _literal(scratch), parameters,
         kernel_name="python3", cwd=str(source.parent), progress_bar=False,
-        extra_arguments=["--log-level=CRITICAL"],
+        extra_arguments=["--log-level=CRITICAL"], shutdown_kernel="immediate",
     )  # fmt: skip
 
 

@@ -200,13 +200,14 @@ def tokenizer_file(config: Config) -> Path:
 
 def evaluate_model(run: Run, model: str) -> Results:
     """Answers of the model `before` or `after` to the eval set; made, where they must be, after what they need."""
-    from lib.evaluation.evaluate import answer_control, answer_eval_set, write_results
-    from lib.model.weights import load_model
-
     if model not in OUTPUTS:
         raise RequestError(f"model: expected before or after, got {model!r}")
     file, control = run.path(OUTPUTS[model]), run.path(CONTROLS[model])
     if not (file.is_file() and control.is_file()):
+        # here, as jax takes longer to come up than it takes to read answers that are there
+        from lib.evaluation.evaluate import answer_control, answer_eval_set, write_results
+        from lib.model.weights import load_model
+
         training_file(run)
         if model == "after":
             train_model(run)

@@ -69,10 +69,14 @@ def base_model(name: str, seed: int, tokenizer_file: Path, dtype: str = "float32
     if is_from_scratch(name):
         tokenizer = load_tokenizer(tokenizer_file)
         config = model_config(name, tokenizer)
-        graph, state = nnx.split(Gemma(config, nnx.Rngs(seed)))
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.to_pure_dict(state))
-        return Model(name, config, graph, params, tokenizer)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), _fresh_weights(config, seed))
+        return Model(name, config, abstract(config)[0], params, tokenizer)
     return _released_model(name, find_released(name), dtype)
+
+
+def _fresh_weights(config: GemmaConfig, seed: int) -> dict[str, Any]:
+    """Random weights, as one program: one after the other they would take seconds, in every process anew."""
+    return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(Gemma(config, nnx.Rngs(key)))))(jax.random.key(seed))
 
 
 def configured_base(config: Config, tokenizer_file: Path) -> Model:
