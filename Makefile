@@ -42,7 +42,8 @@ test: $(READY) lint
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 test-faults: $(READY)
-	@RETRACE_FAULTS=full RETRACE_BROWSER=required $(BIN)/python -m pytest tests/faults tests/data/test_fuzz_import.py
+	@RETRACE_FAULTS=full RETRACE_BROWSER=required $(BIN)/python -m pytest tests/faults tests/data/test_fuzz_import.py \
+		tests/experiments/test_sweep.py
 
 lint: $(READY)
 	@$(BIN)/ruff check .

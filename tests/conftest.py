@@ -80,6 +80,18 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="module")
+def quickly_compiled(compiled_once: None) -> Iterator[None]:
+    """Without XLA's slower optimizations, where what is computed is looked at, and neither its bits nor its memory."""
+    import jax
+
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
 def processes_compile_once(compiled_once: None) -> Iterator[None]:
     """The same, for the processes that the tests of a module start."""
     import jax

@@ -54,6 +54,7 @@ class Import(NamedTuple):
     at_start: bool
 
 
+@cache
 def imports(source: str) -> list[Import]:
     return list(_imports(ast.parse(source), at_start=True))
 
@@ -85,6 +86,7 @@ def _module(path: Path) -> str:
 SOURCES = sources()
 
 
+@cache
 def ours(source: str, at_start: bool = False) -> set[str]:
     """The modules of lib that a source imports, their packages among them."""
     named = {found.name for found in imports(source) if found.at_start or not at_start}
@@ -92,6 +94,7 @@ def ours(source: str, at_start: bool = False) -> set[str]:
     return modules | {name.rpartition(".")[0] for name in modules} - {""}
 
 
+@cache
 def roots(source: str, at_start: bool = False) -> set[str]:
     return {found.name.partition(".")[0] for found in imports(source) if found.at_start or not at_start}
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,7 +144,17 @@ def render(notebook: Path, run: Run | None = None) -> str:
 
     Of a `run`, the page leads to its other pages, and says where it comes from.
     """
-    exporter = HTMLExporter(
+    content, name = nbformat.read(notebook, as_version=4), notebook.name.removeprefix(".").partition(".")[0]
+    frame = frame_of(name, PAGES, provenance_of(run) if run else None)
+    about = {"metadata": {"name": frame.title}, "frame": frame}
+    page, _ = _exporter().from_notebook_node(_linked(content, "html") if run else content, about)
+    return page
+
+
+@cache
+def _exporter() -> HTMLExporter:
+    """One for all pages, as it takes longer to come up than to write one."""
+    return HTMLExporter(
         template_name="notebook",
         extra_template_basedirs=[str(Path(__file__).parent / "templates")],
         sanitize_html=True,
@@ -152,11 +163,6 @@ def render(notebook: Path, run: Run | None = None) -> str:
         exclude_output_prompt=True,
         filters={"clean_html": _plain_markup, "ansi2html": _plain_text},
     )
-    content, name = nbformat.read(notebook, as_version=4), notebook.name.removeprefix(".").partition(".")[0]
-    frame = frame_of(name, PAGES, provenance_of(run) if run else None)
-    about = {"metadata": {"name": frame.title}, "frame": frame}
-    page, _ = exporter.from_notebook_node(_linked(content, "html") if run else content, about)
-    return page
 
 
 def _linked(notebook: nbformat.NotebookNode, kind: str) -> nbformat.NotebookNode:

@@ -1,9 +1,9 @@
 """One run in a process of its own, for test_identity.py to hold against others. Its request is JSON:
 
-    python tests/faults/once.py '{"home": "…", "cores": [0], "imports": ["b.jsonl", "a.jsonl"], "data_alone": false}'
+    python tests/faults/once.py '{"home": "…", "cores": [0], "imports": ["b.jsonl", "a.jsonl"], "name": "toy"}'
 
-`cores` are those that it may use; `imports` go into the store before the run begins, in that order; with
-`data_alone` it ends where training would begin. Prints one JSON object: what there is, by its digest.
+`cores` are those that it may use; `imports` go into the store before the run begins, in that order; `name` is
+the run's; with `data_alone` it ends where training would begin. Prints one JSON object: what there is, by its digest.
 """
 
 import json
@@ -22,7 +22,7 @@ def main(request: dict[str, Any]) -> None:
 
     for file in request.get("imports", []):
         import_files(stages.store(), [Path(file)])
-    print(json.dumps(data_alone(request["settings"]) if request.get("data_alone") else whole()))
+    print(json.dumps(data_alone(request["settings"]) if request.get("data_alone") else whole(request["name"])))
 
 
 def data_alone(settings: list[str]) -> dict[str, str]:
@@ -50,8 +50,8 @@ def data_alone(settings: list[str]) -> dict[str, str]:
     }
 
 
-def whole() -> dict[str, str]:
-    """Every file of the run that holds no time and no speed, and its `results`."""
+def whole(name: str) -> dict[str, str]:
+    """Every file of the run of this name that holds no time and no speed, and its `results`."""
     import damage
     import subject
 
@@ -61,9 +61,9 @@ def whole() -> dict[str, str]:
 
     if not subject.FULL:
         pipeline.execute = damage.execute_here
-    said = damage.command("run", "configs/smoke.yaml", *damage.SMALL, "--name", "toy")
+    said = damage.command("run", "configs/smoke.yaml", *damage.SMALL, "--name", name)
     assert said.status == 0, said
-    [folder] = run_folders()
+    [folder] = (folder for folder in run_folders() if folder.name.endswith(name))
     names = ["config.yaml", "checkpoints.jsonl", "eval_before.jsonl", "eval_after.jsonl", "eval_summary.json",
              "delta_report.md", "checkpoint-final/tokenizer.json", "checkpoint-final/weights/digest.json"]  # fmt: skip
     found = {name: sha256_file(folder / name) for name in names}

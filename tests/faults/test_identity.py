@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once"
 
 CODE = ("lib", "notebooks", "configs", "evalsets")
 SETTINGS = [word for word in damage.SMALL if word != "--set"]
+TWINS = {"one twin": "one", "other twin": "other"}  # and what their runs are named
 TRAIN = ["train", "--config", "configs/smoke.yaml", *damage.SMALL]
 
 
@@ -47,8 +48,8 @@ class Variation:
 
 
 def begun(home: Path, variation: Variation, **more: Any) -> subprocess.Popen:
-    home.mkdir(parents=True)
-    request = {"home": str(home), "settings": SETTINGS} | variation.request | more
+    home.mkdir(parents=True, exist_ok=True)
+    request = {"home": str(home), "settings": SETTINGS, "name": "toy"} | variation.request | more
     path = os.pathsep.join(filter(None, [str(variation.checkout), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, once.__file__, json.dumps(request)],
@@ -86,7 +87,7 @@ def variations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Variation]
 
 @pytest.fixture(scope="module")
 def ran(variations: dict[str, Variation], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """Name → what a whole run came to: twins in two processes at once, on all cores that there are, and variations.
+    """Name → what a whole run came to: twins at once in one home, on all cores that there are, and variations.
 
     By default these are one run, with all of them.
     """
@@ -94,7 +95,10 @@ def ran(variations: dict[str, Variation], tmp_path_factory: pytest.TempPathFacto
     for variation in variations.values():
         everything |= variation
     together = {"one twin": plain, "other twin": plain} | ({} if FULL else {"everything": everything})
-    processes = {name: begun(folder / name, variation) for name, variation in together.items()}
+    processes = {
+        name: begun(folder / ("twins" if name in TWINS else name), each, name=TWINS.get(name, "toy"))
+        for name, each in together.items()
+    }
     found = {"folder": {"": str(folder)}} | {name: ended(process) for name, process in processes.items()}
     if FULL:
         return found | {name: ended(begun(folder / name, variation)) for name, variation in variations.items()}
@@ -109,7 +113,7 @@ def first(ran: dict[str, dict[str, str]]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(ran: dict[str, dict[str, str]]) -> Path:
     """The folder of the first of them."""
-    [folder] = Path(ran["folder"][""], "one twin").glob("*_toy")
+    [folder] = Path(ran["folder"][""], "twins").glob("*_one")
     return folder
 
 
@@ -124,7 +128,7 @@ def data(variations: dict[str, Variation], tmp_path_factory: pytest.TempPathFact
     return {name: ended(process) for name, process in processes.items()}
 
 
-def test_f46_two_runs_at_once_come_to_the_same_bits(first, ran):
+def test_f32_f46_two_runs_at_once_in_one_home_come_to_the_same_bits(first, ran):
     assert ran["other twin"] == first
     assert {"weights_sha256", "losses", "eval_after", "pictures", "eval_after.jsonl", "delta_report.md"} <= first.keys()
 

@@ -34,7 +34,7 @@ LOGITS_CLOSE, WEIGHTS_CLOSE = 1e-4, 1e-5
 FELT = 1e-3
 NEVER = -1  # an id that no model writes
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 class Golden(NamedTuple):

@@ -22,8 +22,8 @@ LORA = replace(CONFIG, training=replace(CONFIG.training, lora=LoraConfig(rank=4)
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-def planned(config: Config) -> Plan:
-    return compiled_step(config, shapes_of(SHAPE, config), LENGTH)[1]
+def planned(config: Config, shape: GemmaConfig = SHAPE) -> Plan:
+    return compiled_step(config, shapes_of(shape, config), LENGTH)[1]
 
 
 def test_a_plan_counts_the_weights_and_the_bytes_that_there_are():
@@ -67,10 +67,11 @@ def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(monkeypatch: py
 
 
 def test_where_nothing_would_fit_it_says_so(monkeypatch: pytest.MonkeyPatch):
+    one_layer = replace(SHAPE, num_layers=1)
     alone = replace(CONFIG, training=replace(CONFIG.training, per_device_batch_size=1))
     monkeypatch.setattr(plan, "_room", lambda: 1000)
     with pytest.raises(RequestError, match="take a smaller model"):
-        check_plan(planned(alone), SHAPE, alone, LENGTH)
+        check_plan(planned(alone, one_layer), one_layer, alone, LENGTH)
 
 
 def test_adafactor_keeps_hardly_any_state_of_a_matrix():

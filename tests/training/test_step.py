@@ -18,6 +18,8 @@ from lib.model.weights import Model, with_lora
 from lib.training.optimizer import ADAM_B2, make_optimizer
 from lib.training.step import StepMetrics, TrainState, make_train_step, sum_loss, token_losses
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 T = 16
 RAGGED = [(16, 3), (9, 8), (5, 1), (12, 6)]  # tokens, and how many of them are trained on
 
