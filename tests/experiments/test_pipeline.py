@@ -337,7 +337,7 @@ def own_runs_folder() -> Iterator[None]:
     assert listing() == before
 
 
-@pytest.mark.parametrize("name", ["01_traces", "05_compare"])
+@pytest.mark.parametrize("name", ["01_traces", "02_dataset", "05_compare"])
 def test_a_notebook_runs_alone_under_plain_papermill(name, home, tmp_path, own_runs_folder):
     command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb")]
     command += ["-p", "overrides", "training.num_steps=3 training.eval_every=3 evaluation.limit=8"]
