@@ -1,9 +1,10 @@
 """How fast traces are imported, in how much memory: one line for each of two ways in which a file may be written.
 
-    python benchmarks/importing.py [--count 1000000]
+    python benchmarks/importing.py [--count 1000000] [--turns 3]
 
 Traces of High Card Duel go to a temporary file and are imported from it by `python -m lib traces import`, start of
-Python and the flush to disk within the figure, by a process of its own on one core. Beside that stand two others,
+Python and the flush to disk within the figure, by a process of its own on one core; of several turns, each into a
+store of its own, the slowest, the median and the fastest are told. Beside the median stand two others,
 on the same core and the same file: `careful` does the same checks the plain way, the standard library's JSON, one
 line at a time, and makes the same ids and hashes, but stores nothing (timed on the first 20,000 lines); `polars` is
 polars.read_ndjson, which checks nothing: it drops late keys, coerces types, and takes a repeated key for one.
@@ -12,6 +13,8 @@ polars.read_ndjson, which checks nothing: it drops late keys, coerces types, and
 import argparse
 import os
 import platform
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -61,24 +64,33 @@ class Done(NamedTuple):
     megabytes: float
 
 
-def main(count: int) -> None:
+def main(count: int, turns: int) -> None:
     core = on_one_core()
     print(f"{count:,} traces on {core}, {platform.machine()}, Python {platform.python_version()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         files = {"as to_json writes": Path(folder, "own.jsonl"), "as json.dumps writes": Path(folder, "plain.jsonl")}
         python("-c", WRITE, *map(str, files.values()), str(count), *ORDER)
         for name, path in files.items():
-            done = python("-m", "lib", "--home", f"{path}.home", "traces", "import", str(path))
-            assert f"{count} accepted, 0 rejected" in done.printed, done.printed
-            rate, careful = count / done.seconds, float(python("-c", CAREFUL, str(path), str(SAMPLE)).printed)
+            done = [imported(path, count, Path(folder, "home")) for _ in range(turns)]
+            rates = sorted(count / turn.seconds for turn in done)
+            rate, careful = statistics.median(rates), float(python("-c", CAREFUL, str(path), str(SAMPLE)).printed)
             polars = python("-c", POLARS, str(path))
             print(
-                f"{name:<21} {done.seconds:6.1f} s {rate:9,.0f} traces/s  peak {done.megabytes:,.0f} MB  "
+                f"{name:<21} {rates[0]:9,.0f} {rate:9,.0f} {rates[-1]:9,.0f} traces/s  "
+                f"peak {max(turn.megabytes for turn in done):,.0f} MB  "
                 f"{rate / careful:.1f} x careful ({careful:,.0f}/s)  "
                 f"{rate / float(polars.printed):.1f} x polars, which checks nothing "
                 f"({float(polars.printed):,.0f}/s, {polars.megabytes:,.0f} MB)",
                 flush=True,
             )
+
+
+def imported(path: Path, count: int, home: Path) -> Done:
+    """Import the file into a home that is removed again."""
+    done = python("-m", "lib", "--home", str(home), "traces", "import", str(path))
+    assert f"{count} accepted, 0 rejected" in done.printed, done.printed
+    shutil.rmtree(home)
+    return done
 
 
 def on_one_core() -> str:
@@ -105,4 +117,5 @@ def python(*arguments: str) -> Done:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="How fast traces are imported.")
     parser.add_argument("--count", type=int, default=1_000_000, help="how many traces (default: 1,000,000)")
-    main(parser.parse_args().count)
+    parser.add_argument("--turns", type=int, default=3, help="how often each file is imported (default: 3)")
+    main(**vars(parser.parse_args()))
