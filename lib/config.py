@@ -142,7 +142,7 @@ PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 class LoraConfig(Shown):
     """Two thin matrices beside each projection, trained in its place (arXiv:2106.09685)."""
 
-    # Numbers that pass between the two matrices.
+    # The rank: the inner dimension of the two matrices.
     rank: int = bounded(8, low=1, high=1024)
     # What they add is multiplied by alpha / rank.
     alpha: float = bounded(16.0, low=0.0)
@@ -171,7 +171,7 @@ class TrainingConfig(Shown):
     grad_accum_steps: int = bounded(1, low=1)
     # adamw, or adafactor, which keeps hardly any state beside the weights.
     optimizer: str = bounded("adamw", of=("adamw", "adafactor"))
-    # Of matrices alone, apart from the gradient, times the learning rate.
+    # Decoupled weight decay, as in AdamW, of matrices alone.
     weight_decay: float = bounded(0.01, low=0.0)
     # Gradients are scaled down to this global norm.
     max_grad_norm: float = bounded(1.0, low=0.0)
@@ -191,7 +191,7 @@ class TrainingConfig(Shown):
 
 @dataclass(frozen=True)
 class ParallelismConfig(Shown):
-    """How many devices share the work, changing last bits alone; data × fsdp × tensor is all that jax sees."""
+    """How many devices share the work, whose results differ only by rounding; data × fsdp × tensor is all that jax sees."""
 
     # Each has all weights, and its own rows of every batch.
     data: int = bounded(1, low=1)

@@ -77,10 +77,12 @@ class ValueCount(NamedTuple):
 
 class DatasetDiff(NamedTuple):
     """What became of the rows; every trace before is the same, changed or removed, every one after the same, changed
-    or added. `reordered` is set where nothing but the order differs. Of the rows the first few are shown."""
+    or added. `reordered` is set where nothing but the order differs. Of the rows the first few are shown; `contents`
+    are the content hashes of both."""
 
     before: str
     after: str
+    contents: tuple[str, str]
     same: int
     changed: int
     removed: int
@@ -111,6 +113,7 @@ def diff_datasets(before: Dataset, after: Dataset) -> DatasetDiff:
     return DatasetDiff(
         before=before.key,
         after=after.key,
+        contents=(before.manifest["content_sha256"], after.manifest["content_sha256"]),
         same=len(same),
         changed=len(changed),
         removed=count["removed"],

@@ -136,6 +136,8 @@ def markdown(diff: DatasetDiff) -> str:
         sections.append(f"Same {row.by}: {inline(row.before_id)} → {inline(row.after_id)}")
         for part in row.differences:
             sections += [f"{inline(part.part)}, before and after:", *map(_block, (part.before, part.after))]
+    for key, content in zip((diff.before, diff.after), diff.contents, strict=True):
+        sections.append(f"{inline(key)}: content sha256 `{content}`")
     return "\n\n".join(sections) + "\n"
 
 

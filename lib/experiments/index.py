@@ -22,6 +22,7 @@ from lib.experiments.compare_runs import made_from
 from lib.experiments.report import templates
 from lib.experiments.run import list_runs
 from lib.experiments.stages import OUTPUTS, command
+from lib.experiments.sweep_report import PAGE
 from lib.files import atomic_write, home
 
 SCRIPT = Path(__file__).parent / "templates" / "index.js"
@@ -35,6 +36,13 @@ class Script(NamedTuple):
     sha256: str
 
 
+class Page(NamedTuple):
+    """A page of this home that is no run's, and where it lies there."""
+
+    name: str
+    place: str
+
+
 class Answered(NamedTuple):
     """How a tuned model did, item by item: c correct, w wrong, u unscored, t truncated; to the eval set `asked`."""
 
@@ -44,11 +52,17 @@ class Answered(NamedTuple):
 
 
 def write_index(path: Path) -> None:
-    """The page of all runs of this home, newest first."""
-    write_table(path, [row | _compared(home() / row["run"]) for row in list_runs()])
+    """The page of all runs of this home, newest first, with links to the pages of its sweeps and certificates."""
+    sweeps = sorted(home().glob(f"sweeps/*/{PAGE}"))
+    certificates = sorted(home().glob("certificates/*.html"))
+    others = {
+        "Sweeps": [Page(page.parent.name, page.relative_to(home()).as_posix()) for page in sweeps],
+        "Certificates": [Page(page.stem, page.relative_to(home()).as_posix()) for page in certificates],
+    }
+    write_table(path, [row | _compared(home() / row["run"]) for row in list_runs()], others)
 
 
-def write_table(path: Path, runs: list[dict[str, Any]]) -> None:
+def write_table(path: Path, runs: list[dict[str, Any]], others: dict[str, list[Page]]) -> None:
     """The same of given rows: those of `list_runs`, each with its `facts` and what was `answered`."""
     known = [row["facts"] for row in runs if row["facts"]]
     values: dict[str, set[str]] = {key: set() for facts in known for key in facts}
@@ -60,7 +74,7 @@ def write_table(path: Path, runs: list[dict[str, Any]]) -> None:
     items = {row["answered"].asked: row["answered"].items for row in runs if row["answered"]}
     page = templates().get_template("index.html.j2")
     words = command("runs", "compare")
-    atomic_write(path, page.render(runs=rows, items=json.dumps(items), compare=words, script=script()))
+    atomic_write(path, page.render(runs=rows, others=others, items=json.dumps(items), compare=words, script=script()))
 
 
 def script() -> Script:

@@ -28,6 +28,7 @@ from lib.data.dataset import Dataset, load_dataset
 from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
 from lib.experiments.evidence import EVIDENCE, Row, compare_results, first_step_apart, provenance, read_record
+from lib.experiments.index import write_index
 from lib.experiments.manifest import PATCH
 from lib.experiments.report import write_certificate
 from lib.experiments.run import MANIFEST, find_run, read_manifest
@@ -93,6 +94,7 @@ def reproduce(source: str, prove: bool = False, say: Callable[[str], None] = pri
             say(f"What was executed, to look at: {shown_path(page.with_suffix(''))}")
     write_json(page.with_suffix(".json"), asdict(certificate) | {"rows": [row._asdict() for row in certificate.rows]})
     write_certificate(page, certificate, provenance(original.record, command("runs", "reproduce", source)))
+    write_index(home() / "index.html")
     return certificate, page
 
 
@@ -189,8 +191,6 @@ def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[
     config = scratch / "config.yaml"
     config.write_text(record["config"], "utf-8")
     command = [str(python), "-m", "lib", "--home", str(scratch / "home"), "run", str(config), "--name", "again"]
-    if parse_yaml(record["config"], "config.yaml").get("tracking"):  # nobody else is told of the repetition
-        command += ["--set", "tracking=[]"]
     if parse_yaml(record["config"], "config.yaml").get("tracking"):  # nobody else is told of the repetition
         command += ["--set", "tracking=[]"]
     environment = {**os.environ, "PYTHONPATH": str(scratch / "code")}  # before an installed lib, in its kernels too

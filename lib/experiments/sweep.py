@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from lib.config import load_config, to_yaml
 from lib.errors import RequestError
+from lib.experiments.index import write_index
 from lib.experiments.pipeline import preflight, resume_run, run_pipeline
 from lib.experiments.run import at_work, status_of
 from lib.experiments.sweep_report import Report, make_report, write_report
@@ -131,6 +132,7 @@ def _drive(folder: Path, planned: Planned, executor: Any, say: Say) -> Report:
     settings = json.loads((folder / SETTINGS).read_bytes())
     report = make_report(folder, planned.sweep, planned.trials, settings, errors)
     write_report(report)
+    write_index(home() / "index.html")
     return report
 
 

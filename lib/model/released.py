@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lib.errors import RequestError
+from lib.files import repository_root
 
 FROM_SCRATCH = ("tiny",)
 
@@ -33,8 +34,9 @@ def find_released(name: str, fetch: bool = True, files: list[str] = FILES) -> Pa
     HF_ENDPOINT mean what they mean elsewhere. Raises RequestError: where it looked, why it was not fetched, what to do.
     """
     with suppress(OSError, RuntimeError):  # a name too long for a folder, or the home of nobody
-        if Path(name).expanduser().is_dir():
-            return Path(name).expanduser()
+        for folder in (Path(name).expanduser(), repository_root() / name):  # a kernel works in another folder than we do
+            if folder.is_dir():
+                return folder
     from huggingface_hub import constants, snapshot_download
 
     try:

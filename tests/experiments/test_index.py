@@ -32,7 +32,7 @@ def page(tmp_path: Path) -> Path:
         row("a", 0.75, 20.0, seed="2", recipe="x"),
         row("c", None, 3.0),
     ]
-    write_table(tmp_path / "index.html", rows)
+    write_table(tmp_path / "index.html", rows, {})
     return tmp_path / "index.html"
 
 
@@ -68,6 +68,17 @@ def test_a_home_without_a_run_says_how_to_start_one(home):
     write_index(home / "index.html")
     soup = BeautifulSoup((home / "index.html").read_text(), "html.parser")
     assert "0 runs" in soup.get_text() and "python -m lib run configs/quickstart.yaml" in soup.get_text()
+
+
+def test_the_pages_of_sweeps_and_certificates_are_a_click_away(home):
+    made = [home / "sweeps" / "lr-1f0c92ab" / "sweep.html", home / "certificates" / "20261122_a_b.html"]
+    for page in made:
+        page.parent.mkdir(parents=True)
+        page.touch()
+    write_index(home / "index.html")
+    soup = BeautifulSoup((home / "index.html").read_text(), "html.parser")
+    links = {link.get_text(): home / link["href"] for link in soup.select("li a")}
+    assert links == dict(zip(["lr-1f0c92ab", "20261122_a_b"], made, strict=True))
 
 
 def test_runs_are_sorted_filtered_and_compared_in_a_browser(page):

@@ -198,8 +198,10 @@ def pages(comparison, built, tmp_path_factory) -> dict[str, Path]:
     names = ("\n".join(ALL.values()), EVERYTHING)
     differences = [(text, text, text) for text in ALL.values()]
     report.write_comparison(folder / "compared.html", few, names, differences, [origin, origin])
-    index.write_table(folder / "index.html", [_index_row(text) for text in [*ALL.values(), "javascript:alert(1)//"]])
-    index.write_table(folder / "ticked.html", [_answered_row(number) for number in range(8)])
+    texts = [*ALL.values(), "javascript:alert(1)//"]
+    rows = [_index_row(text) for text in texts]
+    index.write_table(folder / "index.html", rows, {"Sweeps": [index.Page(text, text) for text in texts]})
+    index.write_table(folder / "ticked.html", [_answered_row(number) for number in range(8)], {})
     return {path.stem: path for path in folder.glob("*.html")}
 
 
