@@ -12,7 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from lib.commands import datasets, doctor, evaluation, launch, models, runs, traces
-from lib.commands.manners import heed, red, tell
+from lib.commands.manners import heed, red, stop_talking, tell
 from lib.commands.parser import PROGRAM, Parser, common_flags, flag
 from lib.errors import RequestError, RetraceError
 
@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; python -m lib runs list shows what can be resumed", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
+        stop_talking()
         return 0
     except OSError as error:
         status = 2 if error.filename and error.errno not in _NOT_THE_REQUEST else 1

@@ -129,7 +129,7 @@ class DatasetConfig(Shown):
     curation: CurationConfig = field(default_factory=CurationConfig)
     # At most so many traces; null: all that match.
     limit: int | None = bounded(None, low=1)
-    # latest: the youngest first; random: drawn by the seed.
+    # latest: the youngest first, where all that the run plays is of one moment, the newest; random: drawn by the seed.
     selection_strategy: str = bounded("latest", of=("latest", "random"))
     # What the random strategy draws and orders by; required there.
     seed: int | None = bounded(None, low=0)
@@ -191,7 +191,7 @@ class TrainingConfig(Shown):
 
 @dataclass(frozen=True)
 class ParallelismConfig(Shown):
-    """How many devices share the work, whose results differ only by rounding; data × fsdp × tensor is all that jax sees."""
+    """How many devices share the work; results differ only by rounding. data × fsdp × tensor is all that jax sees."""
 
     # Each has all weights, and its own rows of every batch.
     data: int = bounded(1, low=1)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from lib.commands.manners import red, tell
 from lib.commands.parser import Parser, config_files, config_keys, dataset_keys, eval_sets, run_names
 from lib.data.export import FORMATS
 from lib.data.importing import Accepted, read_traces
+from lib.experiments.run import find_run
 from lib.files import repository_root, sha256_file
 from lib.tasks import high_card_duel
 from lib.trace import parse_trace
@@ -224,6 +226,30 @@ def test_runs_list_and_show_tell_of_the_training(in_job, call):
     shown = call("runs", "show", "duel")
     assert shown.status == 0 and "dataset         duel-v1" in shown.out and "status          done" in shown.out
     assert json.loads(call("runs", "show", "duel", "--json").out)["status"] == "done"
+    assert call("runs", "list", "--html").status == 0  # no run of ours, and yet in the table
+    assert '<tr data-run="duel"' in (in_job.home / "index.html").read_text()
+
+
+def test_a_training_that_was_stopped_before_its_manifest_is_recorded_as_the_same_run(in_job, call, tmp_path):
+    output = tmp_path / "duel"
+    shutil.copytree(in_job.output, output)
+    manifest = json.loads((output / "run_manifest.json").read_bytes())
+    (output / "run_manifest.json").unlink()
+    began = {"started_at": "2025-01-01T00:00:00Z"}
+    state = {"run_id": manifest["run_id"], "created_at": began["started_at"], "attempts": [began], "stage": "train"}
+    (output / "state.json").write_text(json.dumps(state))
+    assert call("train", "--config", in_job.config, "--data", in_job.data, "--output", output).status == 0
+    again = json.loads((output / "run_manifest.json").read_bytes())
+    assert again["status"] == "done" and again["run_id"] == manifest["run_id"] and len(again["attempts"]) == 2
+    assert again["metrics"]["weights_sha256"] == manifest["metrics"]["weights_sha256"]
+    assert again["artifacts"].keys() == manifest["artifacts"].keys() and not (output / "state.json").exists()
+
+
+def test_a_relative_folder_of_a_run_is_the_same_for_kernels_that_work_in_another(in_job, monkeypatch):
+    monkeypatch.chdir(in_job.output.parent)
+    assert find_run("duel") == find_run("./duel") == in_job.output.resolve()
+    monkeypatch.chdir(in_job.output)
+    assert find_run(".").name == "duel"
 
 
 def test_traces_list_and_verify(in_job, call):
@@ -556,6 +582,13 @@ def test_a_reader_that_has_enough_ends_it_quietly():
         ["bash", "-o", "pipefail", "-c", command], cwd=repository_root(), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, "", 10)
+
+
+def test_work_goes_on_where_its_reader_has_left():
+    program = "from lib.commands.manners import say_on; import sys; sys.stdin.read(); say_on('a'); say_on('b')"
+    command = f"(sleep 1; echo) | '{sys.executable}' -uc \"{program}\" | true; exit ${{PIPESTATUS[1]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=repository_root(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- manners ----------------------------------------------------------------------------------------------

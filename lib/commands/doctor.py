@@ -188,6 +188,8 @@ def _engine(name: str, version: Callable[[], str], todo: str) -> Part:
         return Part(name, "ok", version())
     except RequestError:
         return Part(name, "absent", "", todo)
+    except RetraceError as error:  # it is there, and does not work
+        return Part(name, "note", "", str(error))
 
 
 def _hub() -> Iterator[Part]:

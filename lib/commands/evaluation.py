@@ -121,6 +121,8 @@ def eval_generate(arguments: argparse.Namespace) -> None:
             config = replace(config, training=replace(config.training, seed=arguments.seed))
         model, label, instruction = model_before(config), "base", config.system_instruction
     else:
+        if arguments.seed is not None:
+            raise RequestError("--seed: is that of the base's random weights; a checkpoint has its own")
         instruction = read_about(Path(arguments.model))["system_instruction"]
         model, label = load_model(Path(arguments.model), config.parallelism if config else ONE_DEVICE), "tuned"
     settings = config.evaluation if config else EvaluationConfig()

@@ -77,6 +77,19 @@ def say(text: str) -> None:
         tell(text, file=sys.stderr if _asked.json else sys.stdout)
 
 
+def say_on(text: str) -> None:
+    """`say`, of work that goes on where its reader has left."""
+    try:
+        say(text)
+    except BrokenPipeError:
+        stop_talking()
+
+
+def stop_talking() -> None:
+    """Send to nowhere what is still said on standard output, as its reader has what he wanted."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def answer(figures: object, *lines: str) -> None:
     """The result of a verb: with --json as figures, which are JSON on standard output; else as remarks."""
     if _asked.json:

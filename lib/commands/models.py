@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lib.commands.manners import answer, report, say
+from lib.commands.manners import answer, report, say_on
 from lib.commands.parser import config_flags, flag, run_names, verb
 from lib.files import shown_path
 
@@ -36,7 +36,7 @@ def train(arguments: argparse.Namespace) -> None:
         lines = check_training(config, arguments.data, arguments.output)
         report({"dry_run": True, "checked": lines}, lines)
         return
-    result = train_on_file(config, arguments.data, arguments.output, lambda line: say(_metrics(line)), say)
+    result = train_on_file(config, arguments.data, arguments.output, lambda line: say_on(_metrics(line)), say_on)
     checkpoint = shown_path(arguments.output / "checkpoint-final")
     answer(
         result._asdict() | {"checkpoint": checkpoint},

@@ -6,7 +6,20 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lib.commands.manners import Coloured, answer, as_json, green, red, report, say, short, tell, tell_json, yellow
+from lib.commands.manners import (
+    Coloured,
+    answer,
+    as_json,
+    green,
+    red,
+    report,
+    say,
+    say_on,
+    short,
+    tell,
+    tell_json,
+    yellow,
+)
 from lib.commands.parser import Parser, at_least, config_files, flag, group, run_names, set_flag, verb
 from lib.errors import RequestError, RetraceError
 from lib.files import shown_path
@@ -97,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
     from lib.experiments.pipeline import run_pipeline
 
     config = load_config(arguments.config, arguments.set)
-    _conclude(run_pipeline(config, arguments.name, say, arguments.time_limit))
+    _conclude(run_pipeline(config, arguments.name, say_on, arguments.time_limit))
 
 
 def resume(arguments: argparse.Namespace) -> None:
@@ -109,9 +122,9 @@ def resume(arguments: argparse.Namespace) -> None:
             raise RequestError("--time-limit: is of a run; a trial of a sweep on Slurm has execution.slurm.minutes")
         from lib.experiments.sweep import resume_sweep
 
-        _conclude_sweep(resume_sweep(folder, say))
+        _conclude_sweep(resume_sweep(folder, say_on))
         return
-    _conclude(resume_run(arguments.run, say, arguments.time_limit))
+    _conclude(resume_run(arguments.run, say_on, arguments.time_limit))
 
 
 def _conclude(done: Any) -> None:
@@ -145,7 +158,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         report([{"trial": trial.name, "label": trial.label} for trial in trials],
                [f"{trial.name}  {trial.label}" for trial in trials])  # fmt: skip
         return
-    _conclude_sweep(resume_sweep(folder, say) if folder else run_sweep(arguments.sweep, say))
+    _conclude_sweep(resume_sweep(folder, say_on) if folder else run_sweep(arguments.sweep, say_on))
 
 
 def _conclude_sweep(made: Any) -> None:
@@ -173,6 +186,8 @@ def runs_list(arguments: argparse.Namespace) -> None:
     from lib.files import home
 
     found = list_runs()
+    if arguments.html:
+        write_index(home() / "index.html")
     if as_json():
         tell_json(found)
         return
@@ -180,8 +195,7 @@ def runs_list(arguments: argparse.Namespace) -> None:
         tell(f"{item['run']:<40} ", coloured_status(f"{item['status']:<12}"), f" {item['verdict']}")
     if not found:
         tell("no run yet; start one: python -m lib run configs/quickstart.yaml")
-    elif arguments.html:
-        write_index(home() / "index.html")
+    if arguments.html:
         tell(f"As a page: {shown_path(home() / 'index.html')}")
 
 
@@ -271,7 +285,7 @@ def runs_track(arguments: argparse.Namespace) -> None:
 def runs_reproduce(arguments: argparse.Namespace) -> None:
     from lib.experiments.reproduce import reproduce
 
-    certificate, page = reproduce(arguments.run, arguments.prove, say)
+    certificate, page = reproduce(arguments.run, arguments.prove, say_on)
     if as_json():
         tell(page.with_suffix(".json").read_text("utf-8"), end="")
     apart = [row for row in certificate.rows if not row.equal]

@@ -58,14 +58,14 @@ def traces_generate(arguments: argparse.Namespace) -> None:
     from lib.experiments.stages import play, store
     from lib.trace import to_json
 
+    if arguments.json and arguments.no_persist and not arguments.output:
+        raise RequestError("--json: --no-persist prints the traces, which are JSON already; leave it out")
     check_engine(arguments.engine, arguments.game, "--engine")
     use_reasoning_gym(arguments)
     asked = TracesConfig(arguments.game, arguments.count, arguments.seed, arguments.engine, arguments.ungar_python)
     played = play(asked)
     traces = list(played.traces)
     say_left_out(played.left_out, len(traces) + sum(played.left_out.values()), "worked answers")
-    if arguments.json and arguments.no_persist and not arguments.output:
-        raise RequestError("--json: --no-persist prints the traces, which are JSON already; leave it out")
     if arguments.output or arguments.no_persist:
         write_lines(arguments.output, (to_json(trace) + b"\n" for trace in traces))
     if arguments.no_persist:

@@ -201,9 +201,12 @@ class _Judge:
         steps = np.array([len(trace.steps) for trace in traces], np.uint16)
         length = np.array([characters(trace) for trace in traces], np.uint32)
         reserved = np.array([code for _, code in asked], np.uint8)
+        metas = None
+        if self.request.filters or self.generated is not None:
+            metas = [with_meta.meta for with_meta in map(_META.decode, frame["record"])]
         columns = {
-            "code": self._codes_of(traces, frame["record"], reserved, steps, length),
-            **self._keys(frame),
+            "code": self._codes_of(traces, frame["record"], metas, reserved, steps, length),
+            **self._keys(frame, metas),
             "steps": steps,
             "characters": length,
             "held_out": np.array([held_out for held_out, _ in asked], bool),
@@ -225,10 +228,17 @@ class _Judge:
     def _source_of(self, source: Any) -> int:
         return self.sources.setdefault(str(source), len(self.sources))
 
-    def _keys(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
-        """What the trace is ordered by: a moment, and 16 bytes, of its id or of a hash of seed and content."""
+    def _keys(self, frame: pl.DataFrame, metas: list[dict[str, Any]] | None) -> dict[str, np.ndarray]:
+        """What the trace is ordered by: a moment, and 16 bytes, of its id or of a hash of seed and content.
+
+        What the configuration plays is of one moment, the newest, whenever some of it was first played.
+        """
         if self.request.selection_strategy != "random":
-            return {name: frame[name].to_numpy() for name in _ORDERED_BY}
+            keys = {name: frame[name].to_numpy() for name in _ORDERED_BY}
+            if self.generated is not None:
+                own = [_is_of_an_engine(meta, self.generated.game) for meta in metas]
+                keys["created"] = np.where(own, np.iinfo(np.int64).max, keys["created"])
+            return keys
         seed = f"{self.request.seed}:"
         hashes = b"".join([hashlib.sha256((seed + of).encode()).digest()[:16] for of in frame["content_sha256"]])
         key, key_too = np.frombuffer(hashes, ">u8").reshape(-1, 2).T.astype(np.uint64)
@@ -241,7 +251,13 @@ class _Judge:
         return is_held_out(prompt), self.code(f"asked in eval set {min(held)}") if held else CHOSEN
 
     def _codes_of(
-        self, traces: list, records: pl.Series, reserved: np.ndarray, steps: np.ndarray, length: np.ndarray
+        self,
+        traces: list,
+        records: pl.Series,
+        metas: list[dict[str, Any]] | None,
+        reserved: np.ndarray,
+        steps: np.ndarray,
+        length: np.ndarray,
     ) -> np.ndarray:
         """Of each trace CHOSEN, NO_MATCH or the code of the first reason why it is left out for what it is."""
         rule, codes = self.request.curation, np.full(len(traces), CHOSEN, np.uint8)
@@ -249,8 +265,7 @@ class _Judge:
         def leave_out(where: Any, reason: str) -> None:
             codes[np.asarray(where, bool) & (codes == CHOSEN)] = self.code(reason)
 
-        if self.request.filters or self.generated is not None:
-            metas = [with_meta.meta for with_meta in map(_META.decode, records)]
+        if metas is not None:
             codes[~np.array([_matches(meta, self.request.filters) for meta in metas], bool)] = NO_MATCH
             if self.generated is not None:
                 leave_out([_not_played(meta, self.generated) for meta in metas], NOT_PLAYED)
@@ -404,8 +419,13 @@ def _places(order: np.ndarray, total: int) -> np.ndarray:
     return places
 
 
+def _is_of_an_engine(meta: dict[str, Any], game: str) -> bool:
+    """Whether an engine played it: one that the configuration does not ask for is left out."""
+    return meta.get("game") == game and meta.get("source") in SOURCES.values()
+
+
 def _not_played(meta: dict[str, Any], generated: TracesConfig) -> bool:
-    if meta.get("game") != generated.game or meta.get("source") not in SOURCES.values():
+    if not _is_of_an_engine(meta, generated.game):
         return False
     if meta["source"] != SOURCES[generated.engine]:
         return True

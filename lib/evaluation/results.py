@@ -233,7 +233,10 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
 
 
 def _mark(check: StepCheck | None) -> str:
-    return "" if check is None else " ✓ true" if check.correct else f" ✗ {check.reason}"
+    """What is said beside a step; nothing of one that nobody can check."""
+    if check is None or check.correct is None:
+        return ""
+    return " ✓ true" if check.correct else f" ✗ {check.reason}"
 
 
 def _counted(found: Iterable[Any]) -> dict[Any, int]:

@@ -39,14 +39,14 @@ def verdict(paired: PairedDifference, rule: VerdictConfig) -> Verdict:
     detected = paired.p_value < rule.alpha
     if not detected or abs(paired.difference) < rule.min_effect:
         findable = minimum_detectable_effect(paired, rule.alpha, rule.power)
-        powered = findable <= max(rule.detectable_effect, rule.min_effect)
+        powered = findable <= wanted_effect(rule)
         word = "no detectable change" if powered else "underpowered"
         but = f", smaller than the {100 * rule.min_effect:.1f} points asked for" if detected else ""
         return Verdict(
             word,
             f"{word.capitalize()}: accuracy {_percent(paired.before)} before, {_percent(paired.after)} after on "
             f"{_items(paired)} (difference {_evidence(paired)}{but}). "
-            f"{_outlook(paired, rule, findable, rule.min_effect if powered else rule.detectable_effect)}",
+            f"{_outlook(paired, rule, findable, rule.min_effect if powered else wanted_effect(rule))}",
         )
     word, moved = ("improved", "rose") if paired.difference > 0 else ("regressed", "fell")
     return Verdict(
@@ -54,6 +54,11 @@ def verdict(paired: PairedDifference, rule: VerdictConfig) -> Verdict:
         f"{word.capitalize()}: accuracy {moved} from {_percent(paired.before)} to {_percent(paired.after)} "
         f"on {_items(paired)} ({_evidence(paired)}).",
     )
+
+
+def wanted_effect(rule: VerdictConfig) -> float:
+    """The change, a share, that must have been findable before none is called none."""
+    return max(rule.detectable_effect, rule.min_effect)
 
 
 def minimum_detectable_effect(paired: PairedDifference, alpha: float = 0.05, power: float = 0.8) -> float:

@@ -90,10 +90,14 @@ def differences(one: str, other: str) -> list[tuple[str, str, str]]:
 def made_from(folder: Path) -> dict[str, Any]:
     """`training.seed` → 7 and so on: every entry of the configuration, then code, data and fingerprint of a run."""
     manifest = read_manifest(folder)
+    inputs = manifest["inputs"]
+    data = {"dataset content": inputs["dataset"]["content_sha256"]} if "dataset" in inputs else {
+        "training file": inputs["data"]["sha256"]
+    }  # fmt: skip
     return {
         **dict(leaves(manifest["config"])),
         "code": commit(manifest),
-        "dataset content": manifest["inputs"]["dataset"]["content_sha256"],
+        **data,
         **{f"fingerprint: {name}": value for name, value in (manifest["fingerprint"] or {}).items()},
     }
 

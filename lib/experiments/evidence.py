@@ -26,7 +26,10 @@ ANSWERS = {
     "control_before": "the base model's control",
     "control_after": "the tuned model's control",
 }
-RECORD_KEYS = {"evidence_version", "run", "config", "code", "fingerprint", "environment", "dataset", "results"}
+RECORD_KEYS = {
+    "evidence_version", "run", "run_id", "config", "code", "fingerprint", "fingerprint_changed", "environment",
+    "dataset", "results",
+}  # fmt: skip
 RESULT_KEYS = {
     "dataset_sha256", "inputs", "losses", "checkpoints", "weights_sha256", *ANSWERS,
     "summary_sha256", "delta_report_sha256", "pictures",

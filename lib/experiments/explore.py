@@ -27,7 +27,7 @@ from lib.experiments import report, stages
 from lib.experiments.display import completion, side_by_side
 from lib.experiments.markdown import inline
 from lib.experiments.run import CONFIG, Run, find_run, run_folders
-from lib.tasks import TASKS
+from lib.tasks import check_steps
 from lib.trace import Trace
 
 BROWSED = 2000  # traces that are held to browse in
@@ -212,12 +212,12 @@ def _answer(
     )
     found = chances(model.graph, params, tokens, written.tokens) if written.tokens else []
     text = tokenizer.decode(written.tokens)
-    task, steps = TASKS.get(item.task) if item else None, reasoning_steps(text)
+    steps = reasoning_steps(text)
     verdict = score_item(item, text, written.truncated).verdict if item else "not scored"
     asked = ItemResult(
         id=item.id if item else "asked", prompt=question, expected=item.expected_answer if item else "", category="",
         group="", completion=text, answer=extract_answer(text) or "(none)", verdict=verdict, steps=steps,
-        checks=task.check_steps(item.state, steps) if task else [], num_tokens=len(written.tokens),
+        checks=check_steps(item.task, item.state, steps) if item else [], num_tokens=len(written.tokens),
         logprob=written.logprob,
     )  # fmt: skip
     return Answer(label, asked, [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from filelock import FileLock
 from markupsafe import Markup
 
 from lib.errors import RetraceError
@@ -59,7 +60,8 @@ def write_index(path: Path) -> None:
         "Sweeps": [Page(page.parent.name, page.relative_to(home()).as_posix()) for page in sweeps],
         "Certificates": [Page(page.stem, page.relative_to(home()).as_posix()) for page in certificates],
     }
-    write_table(path, [row | _compared(home() / row["run"]) for row in list_runs()], others)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # or of two runs that end at once one could be left out
+        write_table(path, [row | _compared(home() / row["run"]) for row in list_runs()], others)
 
 
 def write_table(path: Path, runs: list[dict[str, Any]], others: dict[str, list[Page]]) -> None:
@@ -71,7 +73,9 @@ def write_table(path: Path, runs: list[dict[str, Any]], others: dict[str, list[P
     apart = {key for key, found in values.items() if len(found) > 1}
     rows = [row | {"facts": json.dumps({key: str(value) for key, value in row["facts"].items() if key in apart})}
             for row in runs]  # fmt: skip
-    items = {row["answered"].asked: row["answered"].items for row in runs if row["answered"]}
+    answered = [row["answered"] for row in runs if row["answered"]]
+    answered.sort(key=lambda one: len(one.items))  # of a set that was asked in part, too, the longest list has all
+    items = {one.asked: one.items for one in answered}
     page = templates().get_template("index.html.j2")
     words = command("runs", "compare")
     atomic_write(path, page.render(runs=rows, others=others, items=json.dumps(items), compare=words, script=script()))

@@ -234,7 +234,7 @@ def _kernel_environment() -> Iterator[None]:
     The home is given whole, as a kernel works in another folder than we do.
     """
     before = dict(os.environ)
-    own = {**KERNEL_ENVIRONMENT, **before, VARIABLE: terminal(), "RETRACE_HOME": str(home())}
+    own = {**KERNEL_ENVIRONMENT, VARIABLE: terminal(), **before, "RETRACE_HOME": str(home())}
     os.environ.update(own)
     try:
         yield

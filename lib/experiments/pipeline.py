@@ -257,7 +257,6 @@ def _close(run: Run, status: str, error: str) -> None:
     """The manifest, as the last file; then nobody is at work here any more."""
     trained = _read(run.path("checkpoint-final", "model.json"))
     dataset = _read(datasets() / dataset_key(run.config.dataset) / "manifest.json")
-    eval_set = find_eval_set(run.config.evaluation.eval_set)
     records = {stage.name: _record(run, stage) for stage in STAGES}
     *earlier, last = run.state["attempts"]
     attempts = [*earlier, last | {"ended_at": utc_now(), "status": status}]
@@ -269,7 +268,7 @@ def _close(run: Run, status: str, error: str) -> None:
         attempts=attempts,
         inputs={
             "dataset": {"key": dataset_key(run.config.dataset), "content_sha256": dataset.get("content_sha256")},
-            "eval_set": {"name": eval_set.name, "sha256": eval_set.sha256},
+            "eval_set": _eval_set(run.config.evaluation.eval_set),
             "training": trained.get("inputs"),
         },
         artifacts=hash_files(run.folder),
@@ -285,6 +284,17 @@ def _close(run: Run, status: str, error: str) -> None:
     run.path(STATE).unlink()
 
 
+def _eval_set(name: str) -> dict[str, str | None]:
+    """Its name and hash; none of one that was damaged or removed meanwhile."""
+    try:
+        found = find_eval_set(name)
+        return {"name": found.name, "sha256": found.sha256}
+    except RequestError:
+        return {"name": name, "sha256": None}
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file that a stage wrote; empty where it did not come to it."""
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    """A JSON file that a stage wrote; empty where it did not come to it, and where the file is damaged."""
+    with suppress(FileNotFoundError, ValueError):
+        return dict(json.loads(path.read_bytes()))
+    return {}

@@ -24,6 +24,7 @@ from lib.evaluation.compare import Category, Comparison
 from lib.evaluation.leaks import Near
 from lib.evaluation.results import ItemResult, Summary
 from lib.evaluation.statistics import Interval
+from lib.evaluation.verdict import wanted_effect
 from lib.experiments.evidence import Provenance, provenance
 from lib.experiments.figures import accuracy_figure, loss_figure, reliability_figure, svg, trials_figure
 from lib.experiments.markdown import fenced, inline, table
@@ -319,7 +320,7 @@ def rule(comparison: Comparison) -> str:
     return (
         f"improved or regressed where {test} gives p < {given.alpha:g} and accuracy changes by "
         f"{100 * given.min_effect:.1f} points or more, improved only where a constant answer is beaten, too; else no "
-        f"detectable change where {100 * given.detectable_effect:.1f} points would have been found with "
+        f"detectable change where {100 * wanted_effect(given):.1f} points would have been found with "
         f"{100 * given.power:g} % power, and underpowered where not."
     )
 

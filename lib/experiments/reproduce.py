@@ -25,6 +25,7 @@ from typing import Any
 
 from lib.config import parse_yaml
 from lib.data.dataset import Dataset, load_dataset
+from lib.data.frames import read_frames
 from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
 from lib.experiments.evidence import EVIDENCE, Row, compare_results, first_step_apart, provenance, read_record
@@ -75,7 +76,7 @@ def reproduce(source: str, prove: bool = False, say: Callable[[str], None] = pri
     doing it again fails.
     """
     original, started = _source(source), time.perf_counter()
-    name = f"{original.record['run']}_{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    name = f"{original.record['run'][:79]}_{datetime.now(UTC):%Y%m%d_%H%M%S}"  # a name has at most a hundred
     page = child(home(), "certificates", f"{name}.html")
     for finding in original.findings:
         say(f"not as recorded: {finding}")
@@ -142,28 +143,30 @@ def _restore_code(original: _Source, target: Path) -> None:
 def _restore_traces(record: dict[str, Any], target: Path) -> None:
     """What the run did not generate itself, or not at one time, from this home's store as it was then."""
     key, sources = record["dataset"]["dataset_key"], record["dataset"]["provenance"]["sources"]
+    game = (parse_yaml(record["config"], "config.yaml").get("traces") or {}).get("game", "")
+    played = bool(game) and sources.keys() == {"builtin"}
     try:
         dataset = load_dataset(datasets(), key)
     except RequestError:
         dataset = None
     if dataset is None or dataset.manifest["content_sha256"] != record["results"]["dataset_sha256"]:
-        if sources.keys() != {"builtin"}:
+        if not played:
             raise RequestError(
-                f"dataset {key}: holds traces that were imported, and is not in this home with the content "
-                f"{record['results']['dataset_sha256']}; import them and build it first, or give --home"
+                f"dataset {key}: holds traces that the run did not play itself, and is not in this home with the "
+                f"content {record['results']['dataset_sha256']}; import them and build it first, or give --home"
             )
         return
     traces = _as_of(dataset)
     moments = {trace.created_at for trace in traces}
-    if sources.keys() != {"builtin"} or dataset.manifest["selection_strategy"] == "latest" and len(moments) > 1:
+    by_time = dataset.manifest["selection_strategy"] == "latest" and len(moments) > 1
+    if not played or by_time or {trace.meta.get("game") for trace in traces} != {game}:
         Store(target / "store").add(traces)
 
 
 def _as_of(dataset: Dataset) -> list[Trace]:
-    """The traces that were in the store when the dataset was built; those of the dataset at least."""
-    built = dataset.manifest["created_at"][:19]
-    known = {trace.id: trace for trace in store().scan() if trace.created_at[:19] <= built}
-    return list((known | {trace.id: trace for trace in dataset.traces}).values())
+    """The traces that the dataset was chosen from: its own, and those that it left out as far as they are here."""
+    left_out = {id for frame in read_frames(dataset.folder / "dropped.parquet", "id") for id in frame["id"]}
+    return [*dataset.traces, *(trace for trace in store().scan() if trace.id in left_out)]
 
 
 def _fresh_environment(record: dict[str, Any], scratch: Path, say: Callable[[str], None]) -> Path:

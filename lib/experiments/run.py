@@ -77,8 +77,9 @@ class Run:
 
     def conclusion(self, stage: str) -> str | None:
         """What the notebook concluded, or None where it did not come to its end."""
-        file = self.path("stages", f"{stage}.json")
-        return json.loads(file.read_bytes())["sentence"] if file.is_file() else None
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a file that is damaged says nothing
+            return json.loads(self.path("stages", f"{stage}.json").read_bytes())["sentence"]
+        return None
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, {status_of(self.folder)})"
@@ -138,7 +139,7 @@ def find_run(run: str) -> Path:
         for folder in (Path(run), home() / run):
             try:
                 if (folder / MANIFEST).is_file() or (folder / STATE).is_file():
-                    return folder
+                    return folder.resolve()  # as kernels work in another folder than we do
             except PermissionError:
                 raise RequestError(f"run {run}: {folder}: cannot be read (Permission denied)") from None
             except OSError:  # a name too long for a folder

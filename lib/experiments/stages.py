@@ -114,7 +114,7 @@ def engines(ungar_python: str = "") -> list[Engine]:
 def _engine(name: str, version: Callable[[], str]) -> Engine:
     try:
         return Engine(name, version(), list(GAMES[name]))
-    except RequestError as error:
+    except RetraceError as error:  # absent, or there and broken
         return Engine(name, "", list(GAMES[name]), str(error))
 
 

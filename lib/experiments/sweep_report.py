@@ -266,8 +266,8 @@ def values_of(values: list[Any]) -> str:
 def family(report: Report) -> str:
     """What the p values of the pairs are adjusted for."""
     return (
-        f"Items are compared one by one (exact McNemar). As the best was chosen by looking, p is adjusted for all "
-        f"{report.tests} pairs of trials (Holm); detectably better is p < {report.rule.alpha:g} and at least "
+        f"Items are compared one by one ({_test(report.pairs)}). As the best was chosen by looking, p is adjusted for "
+        f"all {report.tests} pairs of trials (Holm); detectably better is p < {report.rule.alpha:g} and at least "
         f"{100 * report.rule.min_effect:.1f} points. The intervals of the differences are of one pair each."
     )
 
@@ -322,10 +322,15 @@ def _headline(
     return " ".join(said)
 
 
+def _test(pairs: list[Pair]) -> str:
+    grouped = any(pair.paired.clustered for pair in pairs)
+    return "exact McNemar and, as items share groups, clustered t, the larger p" if grouped else "exact McNemar"
+
+
 def _standing(pairs: list[Pair], p_values: list[float], rule: VerdictConfig) -> str:
     """How the best stands to the others, by the tests."""
     beaten = sum(pair.better for pair in pairs)
-    over = f"Holm over all {len(p_values)} pairs" if len(p_values) > 1 else "exact McNemar"
+    over = f"Holm over all {len(p_values)} pairs" if len(p_values) > 1 else _test(pairs)
     if beaten == len(pairs):
         largest = _p(max(pair.p_value for pair in pairs))
         return f"It is detectably better than {'the' if beaten == 1 else 'each'} other trial ({over}, p {largest})."

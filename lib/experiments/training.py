@@ -1,5 +1,6 @@
 """Training on a file, outside a run: what `python -m lib train` does, and its dry run."""
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,7 +18,7 @@ from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import measure_lengths, too_long
 from lib.errors import RequestError
 from lib.experiments.manifest import hash_files, save_code, write_manifest
-from lib.experiments.run import MANIFEST, STATE, at_work, sweep
+from lib.experiments.run import MANIFEST, STATE, at_work, read_manifest, sweep
 from lib.experiments.tracking import check_tracking, track_ended
 from lib.files import atomic_write, sha256_file, shown_path, write_json
 from lib.trace import utc_now
@@ -73,9 +74,9 @@ def train_on_file(
         by_first(prepare)
         model = configured_base(config, tokenizer_file)
         with suppress(DamagedError):
-            if finished(output, parallelism=config.parallelism):
+            if _is_recorded(output) and finished(output, parallelism=config.parallelism):
                 return train(model, examples, config, output, warn=say)  # compares the inputs, and changes nothing
-        with _recorded(config, data, output) if is_first() else nullcontext(lambda *facts: None) as close:
+        with _recorded(config, data, output, say) if is_first() else nullcontext(lambda *facts: None) as close:
             result = train(model, examples, config, output, on_metrics, say, say)
             metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}
             close("done", metrics, {"train": result.seconds})
@@ -84,14 +85,22 @@ def train_on_file(
 
 
 @contextmanager
-def _recorded(config: Config, data: Path, output: Path) -> Iterator[Callable]:
-    """A state while the block lasts, and a manifest however it ends; a request that is refused changes neither."""
+def _recorded(config: Config, data: Path, output: Path, say: Callable[[str], None]) -> Iterator[Callable]:
+    """A state while the block lasts, and a manifest however it ends; a request that is refused changes neither.
+
+    Begun before, it stays the same run, with an attempt more.
+    """
     from lib.training.fingerprint import fingerprint
 
-    attempt = {"started_at": utc_now(), **save_code(output)}
-    close = partial(_write_manifest, config, data, output, attempt, fingerprint(config.parallelism))
+    attempt, before = {"started_at": utc_now(), **save_code(output)}, _earlier(output)
+    identity = {
+        "run_id": before.get("run_id") or str(uuid.uuid4()),
+        "created_at": before.get("created_at") or attempt["started_at"],
+        "attempts": [*before.get("attempts", []), attempt],
+    }
+    close = partial(_write_manifest, config, data, output, identity, fingerprint(config.parallelism))
     earlier = (output / MANIFEST).read_bytes() if (output / MANIFEST).is_file() else b""
-    write_json(output / STATE, {"run_id": str(uuid.uuid4()), "created_at": attempt["started_at"], "stage": "train"})
+    write_json(output / STATE, identity | {"stage": "train"})
     (output / MANIFEST).unlink(missing_ok=True)
     try:
         yield close
@@ -102,10 +111,29 @@ def _recorded(config: Config, data: Path, output: Path) -> Iterator[Callable]:
         raise
     except KeyboardInterrupt:
         close("interrupted", error="interrupted in training")
+        track_ended(output, config.tracking, say)
         raise
     except Exception as failure:
         close("failed", error=str(failure) or type(failure).__name__)
+        track_ended(output, config.tracking, say)
         raise
+
+
+def _is_recorded(output: Path) -> bool:
+    """Whether a manifest says that the training is done; one that was stopped just before still has to be written."""
+    with suppress(RequestError):
+        return read_manifest(output)["status"] == "done"
+    return False
+
+
+def _earlier(output: Path) -> dict[str, Any]:
+    """What is known of an earlier attempt, from its manifest or its state; nothing of a dry run."""
+    with suppress(RequestError):
+        manifest = read_manifest(output)
+        return manifest if manifest["status"] != "dry_run" else {}
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads((output / STATE).read_bytes()))
+    return {}
 
 
 def check_training(config: Config, data: Path, output: Path) -> list[str]:
@@ -163,7 +191,8 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
 
     def write() -> None:
         attempt = {"started_at": utc_now(), **save_code(output)}
-        _write_manifest(config, data, output, attempt, machine, "dry_run")
+        identity = {"run_id": str(uuid.uuid4()), "created_at": attempt["started_at"], "attempts": [attempt]}
+        _write_manifest(config, data, output, identity, machine, "dry_run")
 
     by_first(write)
     return lines
@@ -178,19 +207,20 @@ def _write_manifest(
     config: Config,
     data: Path,
     output: Path,
-    attempt: dict[str, Any],
+    identity: dict[str, Any],
     fingerprint: dict[str, Any],
     status: str,
     metrics: dict[str, Any] | None = None,
     wall_s: dict[str, float] | None = None,
     error: str = "",
 ) -> None:
+    *attempts, last = identity["attempts"]
     write_manifest(
         output,
         config,
         status,
-        identity={"run_id": str(uuid.uuid4()), "created_at": attempt["started_at"]},
-        attempts=[attempt | {"ended_at": utc_now(), "status": status}],
+        identity={name: identity[name] for name in ("run_id", "created_at")},
+        attempts=[*attempts, last | {"ended_at": utc_now(), "status": status}],
         inputs={"data": {"file": data.name, "sha256": sha256_file(data)}},
         artifacts=hash_files(output),
         metrics=metrics or {},

@@ -34,7 +34,7 @@ def find_released(name: str, fetch: bool = True, files: list[str] = FILES) -> Pa
     HF_ENDPOINT mean what they mean elsewhere. Raises RequestError: where it looked, why it was not fetched, what to do.
     """
     with suppress(OSError, RuntimeError):  # a name too long for a folder, or the home of nobody
-        for folder in (Path(name).expanduser(), repository_root() / name):  # a kernel works in another folder than we do
+        for folder in (Path(name).expanduser(), repository_root() / name):  # a kernel works in notebooks/
             if folder.is_dir():
                 return folder
     from huggingface_hub import constants, snapshot_download

@@ -327,7 +327,8 @@ def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, 
 def _claim(output: Path, inputs: dict[str, Any], config: Config, warn: Callable[[str], None]) -> list[str]:
     """Say in the output whose training it holds, and on what; refuse one that holds another's.
 
-    Returns what is another on this machine than where the training began, which ends the promise of equal bits.
+    Returns what was another in this or an earlier attempt than where the training began, which ends the promise of
+    equal bits.
     Raises RequestError where that is a setting that can be put back.
     """
     claim, here = output / "checkpoints" / "inputs.json", fingerprint(config.parallelism)
@@ -344,6 +345,7 @@ def _claim(output: Path, inputs: dict[str, Any], config: Config, warn: Callable[
     except (ValueError, KeyError, TypeError) as error:
         raise RetraceError(f"{claim}: damaged ({error}); delete {claim.parent} and train again") from None
     changed = differences(there, here)
+    earlier = found.get("changed", [])
     for name in changed:
         if variable := setting(name):
             raise RequestError(
@@ -352,7 +354,9 @@ def _claim(output: Path, inputs: dict[str, Any], config: Config, warn: Callable[
             )
         warn(f"training began with {name} {there.get(name, 'absent')}, here it is {here.get(name, 'absent')}: "
              "it goes on, but equal bits are not promised")  # fmt: skip
-    return changed
+    if new := [name for name in changed if name not in earlier]:
+        write_json(claim, sealed(found | {"changed": earlier + new}))
+    return earlier + new
 
 
 def _refuse_other(output: Path, there: dict[str, Any], inputs: dict[str, Any]) -> None:

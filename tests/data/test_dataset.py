@@ -201,6 +201,17 @@ def test_a_dataset_of_a_run_holds_no_deal_that_the_run_does_not_play(tmp_path: P
     assert dataset.manifest["dropped"] == {NOT_PLAYED: 40}
 
 
+def test_what_a_run_plays_has_one_order_whatever_was_played_before(tmp_path: Path):
+    request, played = DatasetConfig("duel", "v1", limit=8), TracesConfig(game="high_card_duel", count=20, seed=7)
+    found = []
+    for name, counts in {"at once": [20], "some before": [5, 20]}.items():
+        store = Store(tmp_path / name / "store")
+        for day, count in enumerate(counts, 1):
+            store.add(high_card_duel.generate(count, seed=7, created_at=f"2025-01-{day:02}T00:00:00Z"))
+        found.append(build_dataset(store, request, {}, tmp_path / name / "datasets", played).manifest["trace_ids"])
+    assert found[0] == found[1] and len(found[0]) == 8
+
+
 # ---- curation ----------------------------------------------------------------------------------------------
 
 

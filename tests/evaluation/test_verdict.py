@@ -62,6 +62,11 @@ def test_nothing_changed_is_said_only_where_there_are_enough_items_to_say_it():
     assert word(compare(fixed=12, broken=12, kept=133)) == "underpowered"
 
 
+def test_the_larger_of_the_two_effects_is_the_one_that_items_are_counted_for():
+    said = verdict(compare(fixed=3, broken=3, kept=30), VerdictConfig(min_effect=0.2, detectable_effect=0.05)).sentence
+    assert "finding 20.0 needs about 40 items" in said
+
+
 def test_items_that_share_groups_are_fewer_than_they_look():
     before, after = pairs(kept=400)
     assert word(paired_difference(before, after)) == "no detectable change"

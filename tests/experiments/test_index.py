@@ -81,6 +81,18 @@ def test_the_pages_of_sweeps_and_certificates_are_a_click_away(home):
     assert links == dict(zip(["lr-1f0c92ab", "20261122_a_b"], made, strict=True))
 
 
+def test_runs_that_were_asked_the_head_of_a_set_are_compared_over_that_head(tmp_path):
+    rows = [row("b", 0.25, 1.0), row("a", 0.75, 1.0), row("all", 0.75, 1.0), row("one", 0.75, 1.0)]
+    rows[2]["answered"] = Answered("sha", "ccwcc", [*ITEMS, ("item-4", "Is it four?"), ("item-5", "Is it five?")])
+    rows[3]["answered"] = Answered("sha", "c", ITEMS[:1])
+    write_table(tmp_path / "index.html", rows, {})
+    tick = "document.querySelector('[aria-label=\"compare {}\"]').click()"
+    with browser() as opened:
+        asked = [tick.format("a"), tick.format("b"), "new Promise(setTimeout)", "compared.innerText"]
+        [text] = [said for said in opened.ask(tmp_path / "index.html", asked) if said is not None]
+    assert "Of 3 items 1 are correct in all of them, 1 in none; 1 only in a, 0 only in b." in text
+
+
 def test_runs_are_sorted_filtered_and_compared_in_a_browser(page):
     names = "[...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => row.dataset.run).join('')"
     press = "[...document.querySelectorAll('thead button')].find(one => one.textContent === '{}').click()"

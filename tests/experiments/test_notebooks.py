@@ -17,6 +17,7 @@ from traitlets.config import PyFileConfigLoader
 
 from lib.config import Config, DatasetConfig
 from lib.errors import RequestError, RetraceError
+from lib.experiments import notebooks
 from lib.experiments.notebooks import Stage, check_parameters, execute, render
 from lib.experiments.pipeline import STAGES
 from lib.experiments.run import create_run
@@ -308,3 +309,12 @@ def test_an_empty_store_is_told_of_where_no_game_is_asked_for(home):
     with pytest.raises(RequestError, match="holds no trace, and traces.game asks for none"):
         make_traces(Config("toy", DatasetConfig("toy", "v1")))
     assert not home.exists()
+
+
+def test_a_bar_that_was_switched_off_is_off_in_kernels_on_a_terminal_too(monkeypatch):
+    monkeypatch.setattr(notebooks, "terminal", lambda: "/dev/tty")
+    with notebooks._kernel_environment():
+        assert os.environ["RETRACE_PROGRESS"] == ""  # as -q sets it
+    monkeypatch.delenv("RETRACE_PROGRESS")
+    with notebooks._kernel_environment():
+        assert os.environ["RETRACE_PROGRESS"] == "/dev/tty"

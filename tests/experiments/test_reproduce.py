@@ -13,6 +13,9 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib.__main__ import main
+from lib.config import parse_yaml
+from lib.data.store import Store
+from lib.errors import RequestError
 from lib.experiments import manifest
 from lib.experiments import reproduce as again
 from lib.experiments.evidence import compare_results, first_step_apart, read_record
@@ -95,6 +98,20 @@ def test_the_page_alone_is_enough_and_another_nproc_is_found_and_named(made, tmp
     assert "dataset content" not in apart and ended.returncode == (1 if apart else 0)
     if apart:
         assert any("nproc: 2 recorded, 3 here" in sentence for sentence in certificate["explanation"])
+
+
+def test_traces_that_a_run_did_not_play_are_taken_from_this_home(run, tmp_path):
+    record = read_record(run / "evidence.json")
+    again._restore_traces(record, tmp_path / "played")
+    assert Store(tmp_path / "played" / "store").count() == 0
+    config = parse_yaml(record["config"], "config.yaml")
+    del config["traces"]
+    record["config"] = json.dumps(config)
+    again._restore_traces(record, tmp_path / "kept")
+    assert Store(tmp_path / "kept" / "store").count() == Store(run.parent / "store").count() > 0
+    shutil.rmtree(run.parent / "datasets")
+    with pytest.raises(RequestError, match="did not play itself"):
+        again._restore_traces(record, tmp_path / "gone")
 
 
 @pytest.mark.parametrize("name", ["train.tunix_sft.jsonl", "eval_after.jsonl", "metrics.jsonl", "delta_report.md"])

@@ -21,6 +21,7 @@ from lib.files import repository_root, sealed, write_json
 from lib.model.lora import split
 from lib.model.storage import is_saved, tree_digest
 from lib.model.weights import Model, base_model, load_model, save_model
+from lib.training import loop
 from lib.training.checkpoints import saved_steps
 from lib.training.loop import Metrics, TrainingResult, finished, train
 
@@ -262,6 +263,14 @@ def test_f46_f47_f48_another_process_on_one_core_ends_with_the_same_weights(
 
 def changed(**training) -> Config:
     return replace(CONFIG, training=replace(CONFIG.training, **training))
+
+
+def test_what_an_earlier_attempt_had_otherwise_is_not_forgotten(tmp_path: Path, monkeypatch):
+    machines = iter([{"cpu": "one"}, {"cpu": "other"}, {"cpu": "one"}])
+    monkeypatch.setattr(loop, "fingerprint", lambda parallelism: next(machines))
+    (tmp_path / "checkpoints").mkdir()
+    claims = [loop._claim(tmp_path, {"data": "x"}, Config("toy", DatasetConfig("toy", "v1")), print) for _ in range(3)]
+    assert claims == [[], ["cpu"], ["cpu"]]
 
 
 @pytest.mark.parametrize("state", ["finished", "unfinished"])

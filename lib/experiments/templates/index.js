@@ -80,7 +80,7 @@ function items(chosen) {
     return [heading, make('p', 'Not all of them have answers that can be held against each other here.')]
   if (chosen.some(row => row.dataset.asked !== asked || row.dataset.marks.length !== marks.length))
     return [heading, make('p', 'They were asked different questions, so no item can be compared.')]
-  const questions = JSON.parse(table.dataset.items)[asked]
+  const questions = JSON.parse(table.dataset.items)[asked].slice(0, marks.length) // a part is the head of the set
   const lines = questions.map(([id, text], place) => [id, text, ...chosen.map(row => row.dataset.marks[place])])
   const right = line => line.slice(2).filter(mark => mark === 'c').length
   const apart = lines.filter(line => right(line) > 0 && right(line) < chosen.length)
