@@ -2,7 +2,7 @@
 
     python benchmarks/quickstart.py [CONFIG]
 
-Each stage is called as the notebooks call it, in one process and a temporary home, without notebooks and pages;
+Each stage is called as the notebooks call it, in one process with their allocator and a temporary home, without pages;
 what compiling adds to the first call is within the figure, as users wait for it too. Then the same configuration is
 run as a user runs it, by the pipeline in a home of its own: what that takes longer are kernels that start, packages
 that are imported again in each, and pages that are rendered.
@@ -25,6 +25,10 @@ SECONDS: list[float] = []
 
 
 def main(config: str) -> None:
+    from lib.experiments.kernels import KERNEL_ENVIRONMENT
+
+    if not KERNEL_ENVIRONMENT.keys() <= os.environ.keys():  # they are read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], KERNEL_ENVIRONMENT | os.environ)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RETRACE_HOME"] = folder
         measure(config)
@@ -52,7 +56,7 @@ def measure(config_path: str) -> None:
     )
     timed("build dataset", lambda: stages.make_dataset(config), lambda _: (added.added, "traces"))
     examples = timed("export and read back", lambda: stages.training_examples(run), lambda made: (len(made), "traces"))
-    model = timed("make base model", lambda: stages.model_before(config), lambda _: (0, ""))
+    model = timed("base model made", lambda: stages.model_before(config), lambda _: (0, ""))
     encoded = encode_all(examples, model.tokenizer, config.model.max_length)
     each = sum(len(item.tokens) for item in encoded) / len(encoded)
     steps = config.training.num_steps * config.training.per_device_batch_size * config.training.grad_accum_steps

@@ -107,9 +107,12 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     from lib.config import load_config
-    from lib.experiments.pipeline import run_pipeline
+    from lib.experiments.kernels import use_forked_kernels
 
     config = load_config(arguments.config, arguments.set)
+    use_forked_kernels()  # which imports what the kernels need, while we import what we do
+    from lib.experiments.pipeline import run_pipeline
+
     _conclude(run_pipeline(config, arguments.name, say_on, arguments.time_limit))
 
 
@@ -186,7 +189,7 @@ def runs_list(arguments: argparse.Namespace) -> None:
     from lib.files import home
 
     found = list_runs()
-    if arguments.html:
+    if found and arguments.html:
         write_index(home() / "index.html")
     if as_json():
         tell_json(found)
@@ -195,7 +198,7 @@ def runs_list(arguments: argparse.Namespace) -> None:
         tell(f"{item['run']:<40} ", coloured_status(f"{item['status']:<12}"), f" {item['verdict']}")
     if not found:
         tell("no run yet; start one: python -m lib run configs/quickstart.yaml")
-    if arguments.html:
+    elif arguments.html:
         tell(f"As a page: {shown_path(home() / 'index.html')}")
 
 

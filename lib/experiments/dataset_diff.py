@@ -137,7 +137,7 @@ def markdown(diff: DatasetDiff) -> str:
         for part in row.differences:
             sections += [f"{inline(part.part)}, before and after:", *map(_block, (part.before, part.after))]
     for key, content in zip((diff.before, diff.after), diff.contents, strict=True):
-        sections.append(f"{inline(key)}: content sha256 `{content}`")
+        sections.append(f"{inline(key)}: content sha256 {content}")
     return "\n\n".join(sections) + "\n"
 
 

@@ -60,7 +60,7 @@ def write_index(path: Path) -> None:
         "Sweeps": [Page(page.parent.name, page.relative_to(home()).as_posix()) for page in sweeps],
         "Certificates": [Page(page.stem, page.relative_to(home()).as_posix()) for page in certificates],
     }
-    with FileLock(path.with_name(f".{path.name}.lock")):  # or of two runs that end at once one could be left out
+    with FileLock(path.with_name(".lock")):  # or of two runs that end at once one could be left out
         write_table(path, [row | _compared(home() / row["run"]) for row in list_runs()], others)
 
 

@@ -31,16 +31,13 @@ from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
+from lib.experiments.kernels import KERNEL_ENVIRONMENT, use_forked_kernels
 from lib.experiments.markdown import printable
 from lib.experiments.report import frame_of
 from lib.experiments.run import CONFIG, Run
 from lib.experiments.stages import NOTEBOOKS, PAGES, provenance_of
 from lib.files import atomic_write, home, repository_root, shown_path
 from lib.progress import VARIABLE, terminal
-
-# Page faults on the step's temporaries cost a third of the time of training on a CPU; huge pages spare most of them.
-# The C library reads this when a process starts, so it is set here, where the kernels are started.
-KERNEL_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 # What the rendered page may hold of Markdown and HTML in a notebook; anything else is shown as text.
 TAGS = """a b blockquote br code dd details div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre small span strong sub
@@ -99,6 +96,7 @@ def execute(stage: Stage, run: Run, deadline: float = math.inf) -> str:
 def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     for name in ("papermill", "asyncio", "traitlets"):  # what they would log of a failure, the one error line says
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    use_forked_kernels()
     papermill.execute_notebook(
         _linked(nbformat.read(source, as_version=4), "ipynb"), _literal(scratch), parameters,
         kernel_name="python3", cwd=str(source.parent), progress_bar=False,

@@ -31,6 +31,7 @@ from lib.files import atomic_write, child, home, is_sealed, sha256_bytes, shown_
 from lib.trace import utc_now
 
 MANIFEST, STATE, CONFIG = "run_manifest.json", "state.json", "config.yaml"
+KERNELS = ("ipykernel", "lib.experiments.kernels")  # what the command of a kernel names, of a forked one its server's
 LOCK, KERNEL_LOCK, KERNEL_PID = ".lock", ".kernel.lock", ".kernel.pid"
 BOOKKEEPING = {MANIFEST, STATE, LOCK, KERNEL_LOCK, KERNEL_PID}  # of a run folder, and no artefact of the run
 MANIFEST_VERSION = "1.0"
@@ -214,7 +215,7 @@ def end_orphan(folder: Path) -> None:
         return
     with suppress(OSError, ValueError, psutil.Error):
         process = psutil.Process(int((folder / KERNEL_PID).read_text()))
-        if any("ipykernel" in word for word in process.cmdline()):
+        if any(word.startswith(KERNELS) for word in process.cmdline()):
             process.send_signal(signal.SIGKILL)
     try:
         with FileLock(folder / KERNEL_LOCK, timeout=ORPHAN_SECONDS):

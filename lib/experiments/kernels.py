@@ -1,0 +1,180 @@
+"""Kernels that start in a moment: forked from a process that has imported what each of them would import again.
+
+    use_forked_kernels()     # from now on, papermill's kernels in this process come from the server
+
+A run starts six kernels, and each would take a second or two to import IPython, jax, flax, orbax and matplotlib. The
+server imports them once; asked for a kernel, it forks, and the child goes on as `ipykernel_launcher` does. Each kernel
+is a process of its own as ever, in a session of its own, with the environment that it was given, and ends by itself
+where the server, which ends with its runner, is gone. A server under another environment is another server.
+
+Nothing that is imported there may start a thread that a fork would lose: neither Polars nor an array of jax.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import EntryPoint
+from select import select
+from typing import Any
+
+import psutil
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
+
+from lib.files import repository_root
+
+PRELOADED = (
+    "ipykernel.ipkernel", "ipykernel.kernelapp", "matplotlib.figure", "flax.nnx", "optax", "orbax.checkpoint",
+)  # fmt: skip
+LAUNCHER = "ipykernel_launcher"
+
+# Page faults on the step's temporaries cost a third of the time of training on a CPU; huge pages spare most of them.
+# The C library reads this when a process starts, so it is set here, where the kernels are started.
+KERNEL_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+class ForkedKernel(LocalProvisioner):
+    """How jupyter_client starts a kernel here; all else it does as it does with its own."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """A kernel from the server; by a command of its own where it is none of IPython's."""
+        if LAUNCHER not in cmd:
+            return await super().launch_kernel(cmd, **kwargs)
+        self.cwd = kwargs.get("cwd") or os.getcwd()
+        environment = kwargs["env"] | {"JPY_PARENT_PID": str(os.getpid())}
+        self.process = _server(environment).fork(cmd[cmd.index(LAUNCHER) + 1 :], environment, str(self.cwd))
+        self.pid = self.pgid = self.process.pid
+        return self.connection_info
+
+
+def use_forked_kernels() -> None:
+    """Let papermill start its kernels so, and begin to import for them; on Linux, as forking is safe there alone."""
+    if sys.platform == "linux":
+        _server({**KERNEL_ENVIRONMENT, **os.environ})
+        factory = KernelProvisionerFactory.instance()
+        factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:{ForkedKernel.__name__}", factory.GROUP_NAME)
+        factory.default_provisioner_name = "forked"
+
+
+class _Kernel:
+    """A forked kernel, for jupyter_client, which expects a Popen. It is no child of ours: how it ended is not known."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        with suppress(psutil.NoSuchProcess):
+            self._process = psutil.Process(pid)  # it remembers when that began, as numbers are given again
+
+    def poll(self) -> int | None:
+        with suppress(AttributeError, psutil.NoSuchProcess):
+            if self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+                return None
+        return 1
+
+    def wait(self) -> int:
+        return 1  # asked of one that has ended
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+class _Server:
+    """The process from which kernels are forked; it ends when this one does."""
+
+    def __init__(self, environment: dict[str, str]):
+        self.environment = environment
+        replies, here = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(here)], cwd=repository_root(), env=environment, pass_fds=(here,),
+            stdin=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        os.close(here)
+        self._replies = open(replies)
+
+    def serves(self, environment: dict[str, str]) -> bool:
+        """Whether it lives, and what it imported under its environment would be the same under this one."""
+        return self._process.poll() is None and _read_once(self.environment) == _read_once(environment)
+
+    def fork(self, arguments: list[str], environment: dict[str, str], folder: str) -> _Kernel:
+        request = json.dumps({"arguments": arguments, "environment": environment, "folder": folder})
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(request.encode() + b"\n")
+            self._process.stdin.flush()
+            if reply := self._replies.readline():
+                return _Kernel(int(reply))
+        raise RuntimeError("Kernel died before it was forked")  # as the kernel's death is told
+
+    def stop(self) -> None:
+        self._process.stdin.close()
+        self._replies.close()
+        self._process.wait()
+
+
+_servers: list[_Server] = []  # one at most
+
+
+def _server(environment: dict[str, str]) -> _Server:
+    """The server under this environment."""
+    if _servers and not _servers[0].serves(environment):
+        _servers.pop().stop()
+    if not _servers:
+        _servers.append(_Server(environment))
+    return _servers[0]
+
+
+def _read_once(environment: dict[str, str]) -> dict[str, str]:
+    """What a package may read when it is imported; Jupyter, we, and Polars' allocator read theirs in the kernel."""
+    return {name: value for name, value in environment.items() if not name.startswith(("JPY_", "RETRACE_", "_RJEM_"))}
+
+
+# ---- the server's side ---------------------------------------------------------------------------------------
+
+
+def _serve(replies: int) -> None:
+    """Fork a kernel for each line that comes in; returns at the end of input, and in each kernel.
+
+    Imports are made while nobody asks, so that the first kernel, which needs few of them, need not wait for all.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a kernel that ends leaves nothing behind
+    waiting = list(PRELOADED)
+    while True:
+        if waiting and not select([sys.stdin], [], [], 0)[0]:
+            with suppress(Exception):  # a notebook that needs it will say what is wrong
+                import_module(waiting.pop(0))
+        elif not (line := sys.stdin.readline()):
+            return
+        elif (pid := os.fork()) == 0:
+            os.close(replies)
+            return _become_kernel(**json.loads(line))
+        else:
+            os.write(replies, f"{pid}\n".encode())
+
+
+def _become_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [LAUNCHER, *arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
+    from ipykernel import kernelapp
+
+    kernelapp.launch_new_instance()
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # the folder that it was started in, which a kernel does not look in
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel does, but before
+    _serve(int(sys.argv[1]))
