@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint
@@ -41,8 +42,8 @@ class ForkedKernel(LocalProvisioner):
     """How jupyter_client starts a kernel here; all else it does as it does with its own."""
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """A kernel from the server; by a command of its own where it is none of IPython's."""
-        if LAUNCHER not in cmd:
+        """A kernel from the server; by a command of its own where it is none of IPython's, or of another Python."""
+        if LAUNCHER not in cmd or cmd[0] != sys.executable:
             return await super().launch_kernel(cmd, **kwargs)
         self.cwd = kwargs.get("cwd") or os.getcwd()
         environment = kwargs["env"] | {"JPY_PARENT_PID": str(os.getpid())}
@@ -175,6 +176,8 @@ def _become_kernel(arguments: list[str], environment: dict[str, str], folder: st
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder that it was started in, which a kernel does not look in
+    if not sys.flags.safe_path:
+        sys.path.pop(0)  # the folder that it was started in, which a kernel does not look in
+    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # numpy's threads are ready for a fork
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel does, but before
     _serve(int(sys.argv[1]))
