@@ -10,6 +10,7 @@ where the server, which ends with its runner, is gone. A server under another en
 Nothing that is imported there may start a thread that a fork would lose: neither Polars nor an array of jax.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ PRELOADED = (
     "ipykernel.ipkernel", "ipykernel.kernelapp", "matplotlib.figure", "flax.nnx", "optax", "orbax.checkpoint",
 )  # fmt: skip
 LAUNCHER = "ipykernel_launcher"
+KERNELS_OWN = ("JPY_", "RETRACE_", "_RJEM_", "PYTEST_")  # variables that no package reads that is imported for all
 
 # Page faults on the step's temporaries cost a third of the time of training on a CPU; huge pages spare most of them.
 # The C library reads this when a process starts, so it is set here, where the kernels are started.
@@ -102,6 +104,7 @@ class _Server:
         )  # fmt: skip
         os.close(here)
         self._replies = open(replies)
+        atexit.register(self.stop)
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Whether it lives, and what it imported under its environment would be the same under this one."""
@@ -117,9 +120,12 @@ class _Server:
         raise RuntimeError("Kernel died before it was forked")  # as the kernel's death is told
 
     def stop(self) -> None:
+        """End it, and what is left of its kernels."""
+        self._process.kill()
+        self._process.wait()
         self._process.stdin.close()
         self._replies.close()
-        self._process.wait()
+        atexit.unregister(self.stop)
 
 
 _servers: list[_Server] = []  # one at most
@@ -135,41 +141,43 @@ def _server(environment: dict[str, str]) -> _Server:
 
 
 def _read_once(environment: dict[str, str]) -> dict[str, str]:
-    """What a package may read when it is imported; Jupyter, we, and Polars' allocator read theirs in the kernel."""
-    return {name: value for name, value in environment.items() if not name.startswith(("JPY_", "RETRACE_", "_RJEM_"))}
+    """What a package may read when it is imported."""
+    return {name: value for name, value in environment.items() if not name.startswith(KERNELS_OWN)}
 
 
 # ---- the server's side ---------------------------------------------------------------------------------------
 
 
 def _serve(replies: int) -> None:
-    """Fork a kernel for each line that comes in; returns at the end of input, and in each kernel.
+    """Fork a kernel for each line that comes in, and end with these; returns in a kernel alone, at its end.
 
     Imports are made while nobody asks, so that the first kernel, which needs few of them, need not wait for all.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a kernel that ends leaves nothing behind
-    waiting = list(PRELOADED)
+    waiting, server = list(PRELOADED), os.getpid()
     while True:
         if waiting and not select([sys.stdin], [], [], 0)[0]:
             with suppress(Exception):  # a notebook that needs it will say what is wrong
                 import_module(waiting.pop(0))
         elif not (line := sys.stdin.readline()):
-            return
+            os._exit(0)  # at once: whoever asked is gone
         elif (pid := os.fork()) == 0:
             os.close(replies)
-            return _become_kernel(**json.loads(line))
+            return _become_kernel(server, **json.loads(line))
         else:
             os.write(replies, f"{pid}\n".encode())
 
 
-def _become_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def _become_kernel(server: int, arguments: list[str], environment: dict[str, str], folder: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = [LAUNCHER, *arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
+    sys.argv = [LAUNCHER, *arguments, f"--IPKernelApp.parent_handle={server}"]  # by which it sees that that is gone
+    if os.getppid() != server:
+        os._exit(1)
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()
