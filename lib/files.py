@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from lib.errors import RequestError
 
+STARTED_IN = "RETRACE_STARTED_IN"  # tells kernels, which work in notebooks/, where their runner was started
 EVENTS = "tensorboard"  # the folder of event files, beside metrics.jsonl
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
@@ -56,13 +57,19 @@ def child(folder: Path, *names: str) -> Path:
     return path
 
 
+def places_of(name: str) -> list[Path]:
+    """Where a path may lead: from the working directory, from that in which the run began, from the repository."""
+    folders = [Path(), Path(os.environ.get(STARTED_IN, "")), repository_root()]
+    return [folder / name for folder in folders]
+
+
 def find_interpreter(name: str) -> str:
-    """The Python of this name: a relative path leads from the working directory, or else from the repository.
+    """The Python of this name: a path, which may lead from several places.
 
     Empty: the one that runs this. A name that is no file's is returned as it is.
     """
     name = name or sys.executable
-    return next((str(path) for path in (Path(name), repository_root() / name) if path.is_file()), name)
+    return next((str(path) for path in places_of(name) if path.is_file()), name)
 
 
 def shown_path(path: Path) -> str:

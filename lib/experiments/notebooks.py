@@ -36,7 +36,7 @@ from lib.experiments.markdown import printable
 from lib.experiments.report import frame_of
 from lib.experiments.run import CONFIG, Run
 from lib.experiments.stages import NOTEBOOKS, PAGES, provenance_of
-from lib.files import atomic_write, home, repository_root, shown_path
+from lib.files import STARTED_IN, atomic_write, home, repository_root, shown_path
 from lib.progress import VARIABLE, terminal
 
 # What the rendered page may hold of Markdown and HTML in a notebook; anything else is shown as text.
@@ -229,10 +229,10 @@ def _literal(path: Path) -> str:
 def _kernel_environment() -> Iterator[None]:
     """What the kernels inherit, for as long as one is started; what the user set stands.
 
-    The home is given whole, as a kernel works in another folder than we do.
+    The home is given whole, and our folder beside, as a kernel works in another folder than we do.
     """
     before = dict(os.environ)
-    own = {**KERNEL_ENVIRONMENT, VARIABLE: terminal(), **before, "RETRACE_HOME": str(home())}
+    own = {**KERNEL_ENVIRONMENT, VARIABLE: terminal(), **before, "RETRACE_HOME": str(home()), STARTED_IN: os.getcwd()}
     os.environ.update(own)
     try:
         yield

@@ -28,7 +28,7 @@ from lib.evaluation.results import Results, read_results
 from lib.experiments.evidence import EVIDENCE, VERSION, Provenance, commit, fingerprint_in_words, results
 from lib.experiments.manifest import code_of, environment, save_code
 from lib.experiments.run import CONFIG, Run
-from lib.files import atomic_open, home, repository_root, write_json
+from lib.files import atomic_open, home, places_of, repository_root, write_json
 from lib.tasks import TASKS, group_keys, reasoning_gym, ungar
 from lib.trace import Trace, utc_now
 
@@ -226,7 +226,7 @@ def evaluate_model(run: Run, model: str) -> Results:
 def find_eval_set(name: str) -> EvalSet:
     """An eval set by its path, or by its name in evalsets/. Raises RequestError."""
     folder = repository_root() / "evalsets"
-    for candidate in (Path(name), repository_root() / name, folder / f"{name}.jsonl"):
+    for candidate in (*places_of(name), folder / f"{name}.jsonl"):
         if candidate.is_file():
             return load_eval_set(candidate)
     known = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl")))

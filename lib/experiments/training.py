@@ -109,12 +109,11 @@ def _recorded(config: Config, data: Path, output: Path, say: Callable[[str], Non
             atomic_write(output / MANIFEST, earlier)
         (output / STATE).unlink()
         raise
-    except KeyboardInterrupt:
-        close("interrupted", error="interrupted in training")
-        track_ended(output, config.tracking, say)
-        raise
-    except Exception as failure:
-        close("failed", error=str(failure) or type(failure).__name__)
+    except (KeyboardInterrupt, Exception) as failure:
+        if isinstance(failure, KeyboardInterrupt):
+            close("interrupted", error="interrupted in training")
+        else:
+            close("failed", error=str(failure) or type(failure).__name__)
         track_ended(output, config.tracking, say)
         raise
 

@@ -5,11 +5,12 @@
 It imports no jax, so that a run is refused, or begun, at once.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from lib.errors import RequestError
-from lib.files import repository_root
+from lib.files import places_of
 
 FROM_SCRATCH = ("tiny",)
 
@@ -34,9 +35,8 @@ def find_released(name: str, fetch: bool = True, files: list[str] = FILES) -> Pa
     HF_ENDPOINT mean what they mean elsewhere. Raises RequestError: where it looked, why it was not fetched, what to do.
     """
     with suppress(OSError, RuntimeError):  # a name too long for a folder, or the home of nobody
-        for folder in (Path(name).expanduser(), repository_root() / name):  # a kernel works in notebooks/
-            if folder.is_dir():
-                return folder
+        if folder := next((place for place in places_of(os.path.expanduser(name)) if place.is_dir()), None):
+            return folder
     from huggingface_hub import constants, snapshot_download
 
     try:

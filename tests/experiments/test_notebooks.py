@@ -21,8 +21,9 @@ from lib.experiments import notebooks
 from lib.experiments.notebooks import Stage, check_parameters, execute, render
 from lib.experiments.pipeline import STAGES
 from lib.experiments.run import create_run
-from lib.experiments.stages import NOTEBOOKS, PAGES, make_traces
+from lib.experiments.stages import NOTEBOOKS, PAGES, find_eval_set, make_traces
 from lib.files import repository_root
+from lib.model.released import find_released
 
 FOLDER = repository_root() / "notebooks"
 EXPLORE = "00_explore"  # for looking around: no part of a run
@@ -318,3 +319,15 @@ def test_a_bar_that_was_switched_off_is_off_in_kernels_on_a_terminal_too(monkeyp
     monkeypatch.delenv("RETRACE_PROGRESS")
     with notebooks._kernel_environment():
         assert os.environ["RETRACE_PROGRESS"] == "/dev/tty"
+
+
+def test_a_relative_path_leads_from_where_the_run_was_started_in_its_kernels_too(tmp_path, monkeypatch):
+    (tmp_path / "mine.jsonl").write_bytes((repository_root() / "evalsets" / "eval_v1.jsonl").read_bytes())
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with notebooks._kernel_environment():
+        monkeypatch.chdir(repository_root() / "notebooks")  # as papermill does
+        assert find_eval_set("mine.jsonl").name == "mine"
+        assert find_released("weights") == tmp_path / "weights"
+    with pytest.raises(RequestError, match="no such file"):
+        find_eval_set("mine.jsonl")

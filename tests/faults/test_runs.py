@@ -105,7 +105,6 @@ def test_f24_f25_killed_at_any_moment_of_a_save_a_training_comes_to_the_same_end
     swept("moments", tmp_path, capsys)
 
 
-@pytest.mark.skipif(not FULL, reason="half an hour for all points: RETRACE_FAULTS=full")
 def test_f22_f24_f25_killed_at_each_step_save_and_stage_boundary_a_run_comes_to_the_same_end(tmp_path, capsys):
     swept("pipeline", tmp_path, capsys)
 
