@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,9 +66,18 @@ def save_tree(folder: Path, tree: Any, digest: str = "", **facts: Any) -> str:
         record = {"format_version": FORMAT_VERSION, "sha256": digest, "leaves": _shapes(tree)}
         by_first(lambda: write_json(folder / DIGEST, record | facts))
     except Exception as error:  # tensorstore has ValueError for a full disk, Orbax whatever its threads met
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_for_good(folder)
         raise RetraceError(f"{folder}: cannot be written ({_reason(error)}); what was saved before it stands") from None
     return digest
+
+
+def _remove_for_good(folder: Path) -> None:
+    """Remove what a failed save has left, until it stays away: its other writes go on, and make the folder anew."""
+    absent, until = 0, time.monotonic() + 10
+    while absent < 10 and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        absent = 0 if folder.exists() else absent + 1
 
 
 def is_saved(folder: Path) -> bool:

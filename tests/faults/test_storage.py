@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import damage
 import full_disk
+import numpy as np
 import ordinary
 import psutil
 import pytest
@@ -596,6 +598,34 @@ def test_f27_a_checkpoint_that_has_no_room_fails_the_training_and_the_one_before
     assert failed["intact"] and found["whole"] == ["1"]  # and nothing of the second is left
     weights = read_manifest(whole)["metrics"]["weights_sha256"]  # of the same file and settings, undisturbed
     assert found["after"] == 0 and "resumed from step 1" in found["resumed"] and weights in found["resumed"]
+
+
+def test_f27_what_is_written_after_a_save_has_failed_is_removed_too(tmp_path, monkeypatch):
+    """As by TensorStore, whose other writes go on after the first that fails, and make the folder anew."""
+    from lib.model.storage import ocp, save_tree
+
+    class Late:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def save(self, folder, _):
+            self.folder = folder
+            threading.Timer(0.2, self.write).start()
+            raise ValueError("[os_error_code='28']")
+
+        def write(self):
+            self.folder.mkdir(parents=True)
+            (self.folder / "late").write_text("x")
+            written.set()
+
+    written = threading.Event()
+    monkeypatch.setattr(ocp, "StandardCheckpointer", Late)
+    with pytest.raises(RetraceError, match=r"2: cannot be written \(No space left on device\)"):
+        save_tree(tmp_path / "2", {"leaf": np.ones(3, np.float32)})
+    assert written.is_set() and not any(tmp_path.iterdir())
 
 
 # ---- short memory ------------------------------------------------------------------------------------------
