@@ -99,7 +99,10 @@ def our_model(folder: Path):
 
 
 def write_model(folder: Path, scale: float = 0.06) -> None:
-    """Random weights in the released format, the norms' scales among them."""
+    """Random weights in the released format, the norms' scales among them.
+
+    What attention adds is loud and the embedding is not: else each answer would soon repeat one token for ever.
+    """
     import jax
     import numpy as np
 
@@ -109,6 +112,10 @@ def write_model(folder: Path, scale: float = 0.06) -> None:
     config, _, shapes = our_shape()
     source = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: source.normal(0, scale, leaf.shape).astype(np.float32), shapes)
+    params["embedding"] /= 16
+    for layer in params["layers"].values():
+        layer["attention"]["query_norm"]["scale"] += 2
+        layer["attention_post_norm"]["scale"] += 2
     (folder / "config.json").write_text(json.dumps(config_fields(config)))
     write_weights(folder, config, params)
 
