@@ -100,7 +100,7 @@ MASKED = -2.0e38  # added to a score: exp() of it is exactly 0 in float32
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of the tokens seen so far: two arrays [B, S, K, H]."""
+    """Keys and values of the tokens seen so far: two arrays [B × K, S, H], as the products of attention take them."""
 
     keys: jax.Array
     values: jax.Array
@@ -133,8 +133,9 @@ class Gemma(nnx.Module):
     ) -> tuple[jax.Array, list[LayerCache] | None]:
         """Hidden states [B, T, D] and, where a cache came in, the cache with these tokens at `index` ….
 
-        Query t stands at place index + t of the keys; without a cache the index is 0. With `remat`, all that a
-        gradient keeps of a layer is what went in (arXiv 1604.06174); the rest is computed again.
+        Query t stands at place index + t of the keys; without a cache the index is 0. One token of each row may stand
+        at a place of its own: the index is then [B]. With `remat`, all that a gradient keeps of a layer is what went
+        in (arXiv 1604.06174); the rest is computed again.
         """
         # The root is rounded to the weights' dtype first: so it was in the training of the released weights.
         x = self.embedding[tokens] * jnp.sqrt(jnp.float32(self.config.embed_dim)).astype(self.embedding.dtype)
@@ -165,7 +166,7 @@ class Gemma(nnx.Module):
 
     def empty_cache(self, batch: int, length: int) -> list[LayerCache]:
         """Room for `length` tokens of `batch` texts."""
-        shape = (batch, length, self.config.num_kv_heads, self.config.head_dim)
+        shape = (batch * self.config.num_kv_heads, length, self.config.head_dim)
         dtype = self.embedding[...].dtype
         return [LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.layers]
 
@@ -220,17 +221,19 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         queries, keys = rotate(queries, view.rotation), rotate(keys, view.rotation)
-        if cache is not None:
-            keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=1)
-            values = jax.lax.dynamic_update_slice_in_dim(cache.values, values, index, axis=1)
-            cache = LayerCache(keys, values)
         B, T, N, H = queries.shape
         K = keys.shape[2]
-        queries = queries.reshape(B, T, K, N // K, H) * self.scale
-        scores = jnp.einsum("BTKGH,BSKH->BKGTS", queries, keys, preferred_element_type=jnp.float32)
-        scores = soft_cap(scores, self.cap)
+        G = N // K
+        queries = (queries * self.scale).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
+        keys, values = (part.swapaxes(1, 2).reshape(B * K, T, H) for part in (keys, values))
+        if cache is not None:
+            cache = LayerCache(_written(cache.keys, keys, index), _written(cache.values, values, index))
+            keys, values = cache
+        scores = jnp.einsum("bqH,bSH->bqS", queries, keys, preferred_element_type=jnp.float32)
+        scores = soft_cap(scores, self.cap).reshape(B, K, G, T, -1)
         weights = jax.nn.softmax(jnp.where(view.mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(B, T, N, H)
+        mixed = jnp.einsum("bqS,bSH->bqH", weights.reshape(B * K, G * T, -1), values)
+        mixed = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
         return _project(self, "output", mixed), cache
 
 
@@ -300,13 +303,13 @@ def causal_mask(segments: jax.Array) -> jax.Array:
 
 
 def window_mask(queries: int, keys: int, index: jax.Array | int, window: int) -> jax.Array:
-    """True where a key is no more than window - 1 places before the query at index + t: [T, S] bool.
+    """True where a key is no more than window - 1 places before the query at index + t: [T, S] or [B, T, S] bool.
 
     3 queries, 5 keys, index 2, window 2        0 1 1 1 1        what comes after the query
                                                 0 0 1 1 1        is for the causal mask to cut
                                                 0 0 0 1 1
     """
-    return jnp.arange(keys) > index + jnp.arange(queries)[:, None] - window
+    return jnp.arange(keys) > jnp.asarray(index)[..., None, None] + jnp.arange(queries)[:, None] - window
 
 
 def in_dtype(params: dict, dtype: str) -> dict:
@@ -322,6 +325,14 @@ def parameter_count(config: GemmaConfig) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
     return count(1) + (config.num_layers - 1) * (count(2) - count(1))
+
+
+def _written(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
+    """The cache [B × K, S, H] with `new` [B × K, T, H] at `index` …, or one token of each row where its [B] says."""
+    if jnp.ndim(index) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, index, axis=1)
+    index = jnp.broadcast_to(index[:, None], (len(index), len(cache) // len(index))).reshape(-1)
+    return cache.at[jnp.arange(len(cache)), index].set(new[:, 0], unique_indices=True, indices_are_sorted=True)
 
 
 def _project(block: Attention | FeedForward, name: str, x: jax.Array) -> jax.Array:

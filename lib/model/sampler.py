@@ -1,20 +1,22 @@
 """Decoding with a key-value cache: many prompts at once, each answered as if it were alone.
 
-Every batch has the same number of rows, and a prompt's row is padded on the left to a width that depends on
-that prompt alone, so that what stands beside it changes neither its padding nor the compiled program:
+There are always as many rows. A prompt's row is padded on the left to a width that depends on that prompt alone, and
+when its answer has come to its end of turn, or to `max_new_tokens`, the row is given to a prompt that waits (continuous
+batching; Yu et al., "Orca", OSDI 2022):
 
-    prompt width 32   . . . 2 4 9 17 5 | answer → → →
-                      . 2 4 11 9 17 21 | answer → → →
+    64 places   . . . 2 4 9 17 5 | answer → → →       . . 2 4 8 21 17 5 | answer → → → →
+                . 2 4 11 9 17 21 | answer → → → → → → → → → → → →       . . . . 2 4 7 12 | answer → → →
 
-Decoding stops when every row has written its end of turn, or at `max_new_tokens`. The next token is the likeliest one,
-or at a temperature above 0 one drawn by the Gumbel-max trick, from what top-k and top-p leave. A row draws from a
-stream of its own, made of the seed, the prompt and how often the same prompt came before: whoever asks a prompt five
-times gets five samples, the same ones in any company.
+Each row counts its own tokens and sees its own part of the cache, so that neither what stands beside it nor when it
+came changes its padding, its numbers or the compiled program. The next token is the likeliest one, or at a temperature
+above 0 one drawn by the Gumbel-max trick, from what top-k and top-p leave. A row draws from a stream of its own, made
+of the seed, the prompt and how often the same prompt came before: whoever asks a prompt five times gets five samples,
+the same ones in any company.
 """
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -25,11 +27,13 @@ import numpy as np
 from flax import nnx
 
 from lib.config import SamplingConfig
-from lib.model.gemma import Gemma, causal_mask, positions
-from lib.model.mesh import mesh_of, on_mesh, row_devices, spread_rows
+from lib.model.gemma import Gemma, LayerCache, causal_mask, positions
+from lib.model.mesh import by_rows, mesh_of, on_mesh, row_devices, spread_rows
 from lib.model.processes import whole
 
-WIDTH_MULTIPLE = 32
+WIDTH_MULTIPLE = 32  # to which a prompt is padded where it is read
+PLACES_MULTIPLE = 64  # and in the cache, where more of them can then take each other's rows
+REFILLS = 4  # one row in so many waits for others before it is refilled, as prompts are read faster together
 GREEDY = SamplingConfig()
 
 
@@ -60,18 +64,24 @@ class Chance(NamedTuple):
     likeliest: list[tuple[int, float]]
 
 
-class _Decoding(NamedTuple):
-    """State of the decoding loop; S = prompt width + max_new_tokens."""
+class _Rows(NamedTuple):
+    """The rows that are decoded together; S = places of a prompt + max_new_tokens."""
 
-    written: jax.Array  # scalar int32: tokens written so far in every row
-    next_token: jax.Array  # [B] int32
-    next_logprob: jax.Array  # [B] float32
-    position: jax.Array  # [B] int32
-    valid: jax.Array  # [B, S] bool
-    cache: list
+    token: jax.Array  # [B] int32: the last that was written
+    written: jax.Array  # [B] int32: how many were
+    padding: jax.Array  # [B] int32: how many places before the prompt are empty
+    key: jax.Array  # [B, 2] uint32: where its random numbers come from
+    cache: list[LayerCache]  # of S places
     output: jax.Array  # [B, max_new_tokens] int32
     logprob: jax.Array  # [B] float32: of what is written
     done: jax.Array  # [B] bool
+
+
+class _Batch(NamedTuple):
+    """Prompts, by their indices, that are read together, padded to one width."""
+
+    width: int
+    members: list[int]
 
 
 def generate(
@@ -90,21 +100,33 @@ def generate(
     it, as many on each device: `batch_size` is then rounded up.
     """
     answers: list[Completion | None] = [None] * len(prompts)
-    drawing, streams = replace(sampling, samples=1, seed=0), _streams(prompts, sampling.seed)
-    mesh = mesh_of(params)
-    rows = -(-batch_size // row_devices(mesh)) * row_devices(mesh)  # as many on each device
-    for width, chosen in _batches([len(prompt) for prompt in prompts], batch_size):
-        tokens, valid = _left_padded([prompts[index] for index in chosen], width, rows)
-        keys = streams[np.array(chosen + chosen[:1] * (rows - len(chosen)))]
-        stops = np.array(stop_ids, np.int32)
-        if mesh is not None:
-            tokens, valid, data = (spread_rows(field, mesh) for field in (tokens, valid, jax.random.key_data(keys)))
-            keys = jax.random.wrap_key_data(data)
+    drawing, keys = replace(sampling, samples=1, seed=0), _keys(prompts, sampling)
+    stops, mesh = np.array(stop_ids, np.int32), mesh_of(params)
+    devices = row_devices(mesh)
+    B = _rounded(batch_size, devices)  # as many on each device
+    R = _rounded(-(-B // REFILLS), devices)
+    for places, waiting in _groups([len(prompt) for prompt in prompts], R).items():
+        free, asked = list(range(B)), {}
         with on_mesh(mesh):
-            output, logprobs = _decode(graph, params, tokens, valid, keys, stops, max_new_tokens, drawing)
-        for index, row, logprob in zip(chosen, whole(output).tolist(), whole(logprobs).tolist(), strict=False):
-            answers[index] = _cut(row, stop_ids, logprob)
-        on_done(len(chosen))
+            rows = _no_rows(graph, params, B, places, max_new_tokens)
+            while waiting or asked:
+                while waiting and len(free) >= len(waiting[0].members):
+                    width, members = waiting.pop(0)
+                    at = [free.pop() for _ in members]
+                    asked |= dict(zip(at, members, strict=True))
+                    spare = R - len(members)  # read, as there are always R, and put nowhere
+                    fields = (*_left_padded([prompts[i] for i in members], width, R), keys[members + [0] * spare])
+                    if mesh is not None:
+                        fields = tuple(spread_rows(field, mesh) for field in fields)
+                    rows = _admit(graph, params, rows, *fields, np.array(at + [B] * spare), stops, drawing)
+                enough = len(waiting[0].members) if waiting else B
+                rows = _decode(graph, params, rows, stops, np.int32(enough), drawing)
+                done, output, logprob = whole(rows.done), whole(rows.output), whole(rows.logprob)
+                ended = [row for row in asked if done[row]]
+                for row in ended:
+                    answers[asked.pop(row)] = _cut(output[row].tolist(), stop_ids, float(logprob[row]))
+                free += ended
+                on_done(len(ended))
     return answers
 
 
@@ -138,24 +160,41 @@ def chances(
     ]
 
 
-def _streams(prompts: list[list[int]], seed: int) -> jax.Array:
-    """Random keys [P], each of which depends on nothing but the seed, its prompt and its number among equal ones."""
+def _keys(prompts: list[list[int]], sampling: SamplingConfig) -> np.ndarray:
+    """Random keys [P, 2], each of which depends on nothing but the seed, its prompt and its number among equal ones."""
     seen: Counter[bytes] = Counter()
     marks = np.zeros((len(prompts), 2), np.uint32)
+    if not (sampling.temperature and prompts):
+        return marks  # as nothing is drawn
     for place, prompt in enumerate(prompts):
         words = np.array(prompt, np.int32).tobytes()
         marks[place] = zlib.crc32(words), seen[words]
         seen[words] += 1
-    return jax.vmap(lambda mark: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), mark[0]), mark[1]))(marks)
+    seed = jax.random.key(sampling.seed)
+    keys = jax.vmap(lambda mark: jax.random.fold_in(jax.random.fold_in(seed, mark[0]), mark[1]))(marks)
+    return np.asarray(jax.random.key_data(keys))
 
 
-def _batches(lengths: list[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
-    """(width, indices of up to `batch_size` prompts that are padded to it), covering every prompt once."""
-    widths = [-(-length // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for length in lengths]
+def _batches(lengths: list[int], batch_size: int) -> list[_Batch]:
+    """All prompts, each once: up to `batch_size` of one width together, the narrow ones first."""
+    widths = [_rounded(length, WIDTH_MULTIPLE) for length in lengths]
+    found = []
     for width in sorted(set(widths)):
         members = [index for index, own in enumerate(widths) if own == width]
-        for start in range(0, len(members), batch_size):
-            yield width, members[start : start + batch_size]
+        found += [_Batch(width, members[start : start + batch_size]) for start in range(0, len(members), batch_size)]
+    return found
+
+
+def _groups(lengths: list[int], batch_size: int) -> dict[int, list[_Batch]]:
+    """The same, by the places that a prompt has in the cache."""
+    groups: dict[int, list[_Batch]] = {}
+    for batch in _batches(lengths, batch_size):
+        groups.setdefault(_rounded(batch.width, PLACES_MULTIPLE), []).append(batch)
+    return groups
+
+
+def _rounded(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def _left_padded(prompts: list[list[int]], width: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,60 +207,92 @@ def _left_padded(prompts: list[list[int]], width: int, rows: int) -> tuple[np.nd
     return tokens, valid
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7))
+@partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def _no_rows(graph: nnx.GraphDef, params: dict, B: int, places: int, max_new_tokens: int) -> _Rows:
+    """B rows without a prompt."""
+    none = jnp.zeros(B, jnp.int32)
+    rows = _Rows(
+        token=none,
+        written=none + 1,
+        padding=none,
+        key=jnp.zeros((B, 2), jnp.uint32),
+        cache=nnx.merge(graph, params).empty_cache(B, places + max_new_tokens),
+        output=jnp.zeros((B, max_new_tokens), jnp.int32),
+        logprob=jnp.zeros(B, jnp.float32),
+        done=jnp.ones(B, bool),
+    )
+    return jax.tree.map(by_rows, rows)
+
+
+@partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
+def _admit(
+    graph: nnx.GraphDef,
+    params: dict,
+    rows: _Rows,
+    tokens: jax.Array,  # [R, P]
+    valid: jax.Array,  # [R, P]
+    key: jax.Array,  # [R, 2]
+    at: jax.Array,  # [R]: the row that each prompt gets; B where it gets none
+    stop_ids: jax.Array,
+    sampling: SamplingConfig,
+) -> _Rows:
+    """The rows with the prompts in their places, read and with their first token written."""
+    model: Gemma = nnx.merge(graph, params)
+    (R, P), (B, room) = tokens.shape, rows.output.shape
+    before = rows.cache[0].keys.shape[1] - room - P  # the places that are left of what is read
+    hidden, cache = model(tokens, positions(valid), causal_mask(valid), model.empty_cache(R, P))
+    written = jnp.zeros(R, jnp.int32)
+    token, logprob = _draw(model.logits(hidden[:, -1]), key, written, sampling)
+    come = _Rows(
+        token=token,
+        written=written + 1,
+        padding=before + P - jnp.sum(valid, axis=-1, dtype=jnp.int32),
+        key=key,
+        cache=jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (before, room), (0, 0))), cache),
+        output=jnp.full((R, room), stop_ids[0], jnp.int32).at[:, 0].set(token),
+        logprob=logprob,
+        done=jnp.isin(token, stop_ids) | (room == 1),
+    )
+
+    def replaced(old: jax.Array, new: jax.Array) -> jax.Array:
+        apart, own = (field.reshape(count, -1, *field.shape[1:]) for field, count in ((old, B), (new, R)))
+        return by_rows(apart.at[at].set(own, mode="drop").reshape(old.shape))
+
+    return jax.tree.map(replaced, rows, come)
+
+
+@partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def _decode(
     graph: nnx.GraphDef,
     params: dict,
-    tokens: jax.Array,
-    valid: jax.Array,
-    keys: jax.Array,
+    rows: _Rows,
     stop_ids: jax.Array,
-    max_new_tokens: int,
+    enough: jax.Array,
     sampling: SamplingConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """Output tokens [B, max_new_tokens], from the first stop token on the first of `stop_ids`; their logprobs [B]."""
+) -> _Rows:
+    """The rows when so many of them are done. A row that is done stays as it is, whatever is computed beside it."""
     model: Gemma = nnx.merge(graph, params)
-    B, P = tokens.shape
-    room = jnp.zeros((B, max_new_tokens), bool)
-    places = positions(valid)  # [B, P]
-    prefill_mask = jnp.concatenate([causal_mask(valid), jnp.broadcast_to(room[:, None], (B, P, max_new_tokens))], -1)
-    hidden, cache = model(tokens, places, prefill_mask, model.empty_cache(B, P + max_new_tokens))
-    first, first_logprob = _draw(model.logits(hidden[:, -1]), keys, jnp.int32(0), sampling)
-    start = _Decoding(
-        written=jnp.int32(0),
-        next_token=first,
-        next_logprob=first_logprob,
-        position=places[:, -1] + 1,
-        valid=jnp.concatenate([valid, room], axis=-1),
-        cache=cache,
-        output=jnp.full((B, max_new_tokens), stop_ids[0], jnp.int32),
-        logprob=jnp.zeros(B, jnp.float32),
-        done=jnp.zeros(B, bool),
-    )
+    room, S = rows.output.shape[1], rows.cache[0].keys.shape[1]
 
-    def going_on(state: _Decoding) -> jax.Array:
-        return (state.written < max_new_tokens) & ~jnp.all(state.done)
-
-    def write_one(state: _Decoding) -> _Decoding:
-        output = state.output.at[:, state.written].set(jnp.where(state.done, stop_ids[0], state.next_token))
-        index = P + state.written
-        seen = state.valid.at[:, index].set(True)
-        hidden, cache = model(state.next_token[:, None], state.position[:, None], seen[:, None], state.cache, index)
-        token, logprob = _draw(model.logits(hidden[:, 0]), keys, state.written + 1, sampling)
-        return _Decoding(
-            written=state.written + 1,
-            next_token=token,
-            next_logprob=logprob,
-            position=state.position + 1,
-            valid=seen,
+    def write_one(rows: _Rows) -> _Rows:
+        index = S - room + rows.written - 1  # [B]: the place of the token that was written last
+        places = jnp.arange(S)
+        seen = (places >= rows.padding[:, None]) & (places <= index[:, None])
+        hidden, cache = model(rows.token[:, None], (index - rows.padding)[:, None], seen[:, None], rows.cache, index)
+        token, logprob = _draw(model.logits(hidden[:, 0]), rows.key, rows.written, sampling)
+        here = (jnp.arange(room) == rows.written[:, None]) & ~rows.done[:, None]
+        written = rows.written + ~rows.done
+        return rows._replace(
+            token=token,
+            written=written,
             cache=cache,
-            output=output,
-            logprob=state.logprob + jnp.where(state.done, 0.0, state.next_logprob),
-            done=state.done | jnp.isin(state.next_token, stop_ids),
+            output=jnp.where(here, token[:, None], rows.output),
+            logprob=rows.logprob + jnp.where(rows.done, 0.0, logprob),
+            done=rows.done | jnp.isin(token, stop_ids) | (written == room),
         )
 
-    ended = jax.lax.while_loop(going_on, write_one, start)
-    return ended.output, ended.logprob
+    rows = jax.lax.while_loop(lambda rows: jnp.sum(rows.done) < enough, write_one, rows)
+    return jax.tree.map(by_rows, rows)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -251,16 +322,15 @@ def _chances(
     return jnp.take_along_axis(shares, tokens[0, 1:, None], axis=-1)[:, 0], ids, likeliest
 
 
-def _draw(
-    logits: jax.Array, keys: jax.Array, place: jax.Array, sampling: SamplingConfig
-) -> tuple[jax.Array, jax.Array]:
-    """The next token [B] from logits [B, V], and the logarithm of its probability [B]."""
+def _draw(logits: jax.Array, key: jax.Array, place: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+    """The next token [B] from logits [B, V], keys [B, 2] and places [B] in the answers; its log-probability [B]."""
     if sampling.temperature:
-        noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, place), logits.shape[1:]))(keys)
+        keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(key), place)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
         tokens = jnp.argmax(_left(logits / sampling.temperature, sampling) + noise, axis=-1)
     else:
         tokens = jnp.argmax(logits, axis=-1)
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], axis=-1)[:, 0]
+    logprobs = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
     return tokens.astype(jnp.int32), logprobs
 
 

@@ -82,6 +82,19 @@ def test_f49_an_answer_does_not_depend_on_its_neighbours(talker: Model, prompts)
     assert [answered(talker, [prompt])[0] for prompt in prompts] == together
 
 
+def test_f49_an_answer_does_not_depend_on_when_a_row_was_free_for_it(talker: Model):
+    source = np.random.default_rng(4)
+    prompts = [source.integers(6, talker.config.vocab_size, 3 + number).tolist() for number in range(60)]
+    ends = [answer.tokens[-1] for answer in answered(talker, prompts)[::10]]
+    told: list[int] = []
+    together = answered(talker, prompts, *ends, batch_size=8, on_done=told.append)
+    assert len({len(answer.tokens) for answer in together}) > NEW / 2  # rows are free at different times
+    assert sum(told) == len(prompts) and len(told) > len(prompts) / 8  # and others come while their neighbours write
+    assert answered(talker, prompts[::-1], *ends, batch_size=8) == together[::-1]
+    for place in (0, 20, 59):
+        assert answered(talker, prompts[place : place + 1], *ends, batch_size=8) == together[place : place + 1]
+
+
 @pytest.mark.parametrize("place", [0, 5, NEW - 1])
 def test_a_completion_ends_before_its_first_end_of_turn(talker: Model, prompts, uncached, place: int):
     # At NEW - 1 one answer ends with the last token that it may write: that is no truncation.
@@ -149,8 +162,8 @@ def test_top_k_and_top_p_leave_what_they_say():
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     count, temperature = 20_000, 0.7
-    keys = jax.random.split(jax.random.key(3), count)
-    drawn, logprobs = _draw(jnp.tile(logits, (count, 1)), keys, jnp.int32(5), SamplingConfig(temperature))
+    keys, places = jax.random.key_data(jax.random.split(jax.random.key(3), count)), jnp.full(count, 5)
+    drawn, logprobs = _draw(jnp.tile(logits, (count, 1)), keys, places, SamplingConfig(temperature))
     found = np.bincount(drawn, minlength=4) / count
     expected = np.asarray(jax.nn.softmax(logits / temperature))
     assert (abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / count)).all()  # four standard errors
