@@ -52,8 +52,18 @@ def write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes], place: str) ->
     try:
         written.result()
     except pl.exceptions.PolarsError as error:
-        reason = str(error).rpartition(": ")[2]
-        raise RetraceError(f"{place}: cannot be written ({reason}); nothing was added") from None
+        raise RetraceError(f"{place}: cannot be written ({_reason(error, file)}); nothing was added") from None
+
+
+def _reason(error: pl.exceptions.PolarsError, file: IO[bytes]) -> str:
+    """Why the file cannot be written: where Polars tells only that one of its threads was gone, the system is asked."""
+    reason = str(error).rpartition(": ")[2]
+    if "os error" not in reason:
+        try:
+            os.write(file.fileno(), bytes(1 << 20))
+        except OSError as refused:
+            return refused.strerror
+    return reason
 
 
 def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -> Iterator[pl.DataFrame]:
