@@ -22,7 +22,6 @@ from collections import Counter
 from datetime import UTC, datetime
 from functools import lru_cache, reduce
 from hashlib import sha1, sha256
-from itertools import repeat
 from operator import is_not
 from typing import Annotated, Any, TypeVar
 
@@ -89,12 +88,29 @@ class Trace(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """A trace as the store keeps it; `record` is JSON of all of it, with `id` and `created_at`."""
+    """A trace as the store keeps it: `record` is JSON of all of it, with `id` and `created_at`, `facts` of Facts."""
 
     id: str
-    content_sha256: str
+    content_sha256: bytes
     created_at: str
     record: str
+    facts: str
+
+
+class Facts(Struct, frozen=True, gc=False, array_like=True):
+    """What is looked at of every trace: `["1.0","2+2?","",null,"builtin",1,12]`, a fraction of its record.
+
+    The game and the state are those that the question stands for, where it has them. Traces that ask the same again
+    mostly share all of it. `characters` are those of the prompt, the steps and the answer.
+    """
+
+    trace_version: str
+    prompt: str
+    game: str
+    state: Any
+    source: str
+    steps: int
+    characters: int
 
 
 class InvalidTrace(RequestError):
@@ -177,12 +193,20 @@ def to_json(trace: Trace) -> bytes:
     return _SORTED.encode(trace)
 
 
+def facts_of(trace: Trace) -> str:
+    """JSON of the Facts of the trace."""
+    prompt, steps, meta = trace.prompt, [len(step.content) for step in trace.steps], trace.meta
+    asked = trace.trace_version, prompt, str(meta.get("game", "")), meta.get("state")
+    source, characters = str(meta.get("source", "unknown")), len(prompt) + len(trace.final_answer) + sum(steps)
+    return _JSON.encode((*asked, source, len(steps), characters)).decode()
+
+
 def to_entry(trace: Trace, now: str) -> Entry:
     """`trace` for the store; without an id it gets that of its content, without a time `now`."""
     content = canonical(trace)
     if not (trace.id and trace.created_at):
         trace = replace(trace, id=trace.id or _uuid5(content), created_at=trace.created_at or now)
-    return Entry(trace.id, sha256(content).hexdigest(), trace.created_at, to_json(trace).decode())
+    return _entries([trace], [content], [to_json(trace)], now)[0]
 
 
 def read_entries(lines: list[bytes], now: str) -> list[Entry] | None:
@@ -192,7 +216,7 @@ def read_entries(lines: list[bytes], now: str) -> list[Entry] | None:
     `{"created_at":"2025-…","id":"7c2f…","prompt": …`.
     """
     read = _read_quickly([line.strip(_BLANK) for line in lines])
-    return read and list(map(_entry, *read, repeat(now)))
+    return read and _entries(*read, now)
 
 
 def utc_now() -> str:
@@ -240,6 +264,7 @@ class _Content(Struct, frozen=True, gc=False):
     trace_version: str
 
 
+_JSON = msgspec.json.Encoder()
 _SORTED = msgspec.json.Encoder(order="sorted")
 _CONTENT = msgspec.json.Encoder(order="deterministic")  # sorts the keys of objects, and leaves those of a Struct
 _BLANK = b" \t\r\n"  # and nothing else: JSON knows fewer blanks than Python does
@@ -371,14 +396,21 @@ def _at(record: Any, path: str) -> Any:
     return record
 
 
-def _entry(trace: Trace, content: bytes, line: bytes, now: str) -> Entry:
-    """What `to_entry` makes of the trace, with its line for a record."""
-    id, created_at, record = trace.id or _uuid5(content), trace.created_at or now, line.decode()
-    if not trace.id:
-        record = f'{{"id":"{id}",{record[1:]}'
-    if not trace.created_at:
-        record = f'{{"created_at":"{now}",{record[1:]}'
-    return Entry(id, sha256(content).hexdigest(), created_at, record)
+def _entries(traces: list[Trace], contents: list[bytes], lines: list[bytes], now: str) -> list[Entry]:
+    """The traces with their lines for records; column by column, which takes less than trace by trace."""
+    ids = [trace.id or _uuid5(content) for trace, content in zip(traces, contents, strict=True)]
+    hashes = [sha256(content).digest() for content in contents]
+    times = [trace.created_at or now for trace in traces]
+    records = [_completed(*each, now) for each in zip(traces, ids, lines, strict=True)]
+    return list(map(Entry, ids, hashes, times, records, map(facts_of, traces)))
+
+
+def _completed(trace: Trace, id: str, line: bytes, now: str) -> str:
+    """The line with what it lacks put in front."""
+    if trace.id and trace.created_at:
+        return line.decode()
+    given = f'"created_at":"{now}",' * (not trace.created_at) + f'"id":"{id}",' * (not trace.id)
+    return f"{{{given}{line[1:].decode()}"
 
 
 def _settled(trace: Trace) -> Trace:

@@ -31,7 +31,7 @@ from lib.config import CurationConfig, DatasetConfig, TracesConfig
 from lib.data.frames import PART_ROWS, read_frames, write_frames
 from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.selection import Selection, select
-from lib.data.store import COLUMNS, Question, Store, hash_of_lines, questions_in, sorted_parts, traces_in
+from lib.data.store import COLUMNS, Store, hash_of_lines, sorted_parts, traces_in
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
 from lib.data.validation import lengths_record, measure_lengths, spread
 from lib.errors import RequestError, RetraceError
@@ -63,10 +63,10 @@ class Traces:
         for frame in read_frames(self.file, "record"):
             yield from traces_in(frame, str(self.file))
 
-    def questions(self) -> Iterator[Question]:
-        """What each of them asks."""
-        for frame in read_frames(self.file, "record"):
-            yield from questions_in(frame, str(self.file))
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """The id of each, and JSON of its Facts."""
+        for frame in read_frames(self.file, "id", "facts"):
+            yield from frame.iter_rows()
 
     def spread(self, count: int) -> Iterator[Trace]:
         """So many of them at even distances, or all where they are no more."""

@@ -26,17 +26,18 @@ from lib.config import DatasetConfig, TracesConfig
 from lib.data.duplicates import NearDuplicates
 from lib.data.frames import in_order
 from lib.data.renderer import CONTROL_IN_JSON, refuse_control_tokens_in
-from lib.data.store import Store, read_segment, traces_in
+from lib.data.store import Store, read_facts, read_segment, traces_in
 from lib.errors import RequestError
 from lib.tasks import TASKS, group_keys
-from lib.trace import TRACE_VERSION, Trace, shown
+from lib.trace import Trace, shown
 
 HELD_OUT_PERCENT = 5
 NOT_PLAYED = "of another seed, count or engine than traces asks for"
 OVER_LIMIT, DUPLICATE, NEAR_DUPLICATE = "over the limit", "a duplicate of another", "nearly a duplicate of another"
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
 SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
-QUESTIONS = 100_000  # of which is remembered what was found out about them
+KNOWN_FACTS = 100_000  # of which is remembered what was found out from them
+HEXADECIMAL = pl.col("content_sha256").bin.encode("hex")
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
 
 
@@ -75,13 +76,14 @@ class Selection(NamedTuple):
 
     def frames(self, *columns: str) -> Iterator[pl.DataFrame]:
         """Columns of the chosen, in their order."""
-        return in_order(frames_of(self.segments, *columns), self.places, self.scratch)
+        named = [HEXADECIMAL if name == "content_sha256" else name for name in columns]
+        return in_order(frames_of(self.segments, *named), self.places, self.scratch)
 
     def left_out(self) -> Iterator[pl.DataFrame]:
         """`id`, `content_sha256` and `reason` of each that matches and was left out."""
         names = pl.Series([None, *self.reasons, *[None] * (255 - len(self.reasons))], dtype=pl.String)
         start = 0
-        for frame in frames_of(self.segments, "id", "content_sha256"):
+        for frame in frames_of(self.segments, "id", HEXADECIMAL):
             codes = self.codes[start : start + len(frame)]
             start += len(frame)
             reason = names.gather(codes.astype(np.uint32)).rename("reason")
@@ -151,70 +153,61 @@ class _Content(Struct, gc=False):
     content: str
 
 
-class _KnownMeta(Struct, gc=False, frozen=True):
-    game: Any = ""
-    state: msgspec.Raw = msgspec.Raw(b"null")  # stays JSON, so that it can be looked up as it stands
-    source: Any = "unknown"
+class _Texts(Struct, gc=False):
+    """What is looked at of a record where the request has rules for texts."""
 
-
-class _Judged(Struct, gc=False):
-    """What is judged of every trace, in half the time that the whole record takes."""
-
-    trace_version: str
     prompt: str
     steps: list[_Content]
     final_answer: str
-    meta: _KnownMeta = _KnownMeta()
 
 
 class _WithMeta(Struct):
-    """What is looked at beside that where there are filters."""
+    """What is looked at of a record where there are filters."""
 
     meta: dict[str, Any] = {}
 
 
-_JUDGED, _META = msgspec.json.Decoder(_Judged), msgspec.json.Decoder(_WithMeta)
+_TEXTS, _META = msgspec.json.Decoder(_Texts), msgspec.json.Decoder(_WithMeta)
+
+
+# What is found out from the facts of a trace: `reserved` is the code of the eval set that asks its question, 0 where
+# none does, and `source` the number of its source.
+_FOUND = np.dtype([("reserved", "u1"), ("steps", "u2"), ("characters", "u4"), ("source", "u2"), ("held_out", "?")])
 
 
 class _Judge:
     """What is told of each trace before they are put in order.
 
-    Only what is asked for is decoded of a record, and what depends on the question alone is looked up once for each
-    question: generated traces ask the same ones again and again.
+    Only what is asked for is decoded of a record, and what depends on the facts alone is looked up once for each of
+    them: generated traces ask the same questions again and again.
     """
 
     def __init__(self, request: DatasetConfig, reserved: dict[str, str], generated: TracesConfig | None):
         self.request, self.reserved, self.generated = request, reserved, generated
-        self.columns = ["record", pl.col("record").str.contains(CONTROL_IN_JSON).alias("suspect"), *_ordering(request)]
+        suspect = pl.col("record").str.contains(CONTROL_IN_JSON).alias("suspect")
+        self.columns = ["record", "facts", suspect, *_ordering(request)]
         self.reasons: list[str] = []
         self._codes: dict[str, int] = {}
         self.sources: dict[str, int] = {}
         self._letters = _letters(request.curation.scripts)
-        self._of_question = lru_cache(QUESTIONS)(self._look_up)
+        self._known = lru_cache(KNOWN_FACTS)(self._look_up)
 
     def judged(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
         """Of each trace: whether it is left out, what it is ordered by, and what is counted of it."""
-        traces = list(map(_JUDGED.decode, frame["record"]))
-        if strange := {trace.trace_version for trace in traces} - {TRACE_VERSION}:
-            raise RequestError(f"the store: trace_version {min(strange)!r} is not known, only {TRACE_VERSION!r}")
-        asked = [self._of_question(t.prompt, str(t.meta.game), bytes(t.meta.state)) for t in traces]
-        steps = np.array([len(trace.steps) for trace in traces], np.uint16)
-        length = np.array([characters(trace) for trace in traces], np.uint32)
-        reserved = np.array([code for _, code in asked], np.uint8)
-        metas = None
+        found = np.array(list(map(self._known, frame["facts"])), _FOUND)
+        rule, texts, metas = self.request.curation, None, None
+        if rule.unique or rule.min_ascii or rule.scripts:
+            texts = list(map(_TEXTS.decode, frame["record"]))
         if self.request.filters or self.generated is not None:
             metas = [with_meta.meta for with_meta in map(_META.decode, frame["record"])]
         columns = {
-            "code": self._codes_of(traces, frame["record"], metas, reserved, steps, length),
+            "code": self._codes_of(frame, found, texts, metas),
             **self._keys(frame, metas),
-            "steps": steps,
-            "characters": length,
-            "held_out": np.array([held_out for held_out, _ in asked], bool),
-            "source": np.array([self._source_of(trace.meta.source) for trace in traces], np.uint16),
+            **{name: found[name].copy() for name in ("steps", "characters", "held_out", "source")},
             "suspect": frame["suspect"].to_numpy(),
         }
-        if self.request.curation.unique:
-            digests = np.array([_text_digest(trace) for trace in traces], "S16").view(">u8").reshape(-1, 2)
+        if rule.unique:
+            digests = np.array(list(map(_text_digest, texts)), "S16").view(">u8").reshape(-1, 2)
             columns |= dict(zip(("text", "text_too"), digests.T.astype(np.uint64), strict=True))
         return columns
 
@@ -224,9 +217,6 @@ class _Judge:
             self.reasons.append(reason)
             self._codes[reason] = len(self.reasons)
         return self._codes[reason]
-
-    def _source_of(self, source: Any) -> int:
-        return self.sources.setdefault(str(source), len(self.sources))
 
     def _keys(self, frame: pl.DataFrame, metas: list[dict[str, Any]] | None) -> dict[str, np.ndarray]:
         """What the trace is ordered by: a moment, and 16 bytes, of its id or of a hash of seed and content.
@@ -244,23 +234,21 @@ class _Judge:
         key, key_too = np.frombuffer(hashes, ">u8").reshape(-1, 2).T.astype(np.uint64)
         return {"created": frame["created"].to_numpy(), "key": key, "key_too": key_too}
 
-    def _look_up(self, prompt: str, game: str, state: bytes) -> tuple[bool, int]:
-        """Whether the question is held out, and the code of the eval set that asks it; 0 where none does."""
-        keys = group_keys(prompt, game, msgspec.json.decode(state) if game in TASKS else None)
+    def _look_up(self, facts: str) -> tuple[int, int, int, int, bool]:
+        """The values of _FOUND."""
+        trace = read_facts(facts, "the store")
+        keys = group_keys(trace.prompt, trace.game, trace.state)
         held = [self.reserved[key] for key in keys if key in self.reserved]
-        return is_held_out(prompt), self.code(f"asked in eval set {min(held)}") if held else CHOSEN
+        reserved = self.code(f"asked in eval set {min(held)}") if held else CHOSEN
+        source = self.sources.setdefault(trace.source, len(self.sources))
+        return reserved, trace.steps, trace.characters, source, is_held_out(trace.prompt)
 
     def _codes_of(
-        self,
-        traces: list,
-        records: pl.Series,
-        metas: list[dict[str, Any]] | None,
-        reserved: np.ndarray,
-        steps: np.ndarray,
-        length: np.ndarray,
+        self, frame: pl.DataFrame, found: np.ndarray, texts: list[_Texts] | None, metas: list[dict[str, Any]] | None
     ) -> np.ndarray:
         """Of each trace CHOSEN, NO_MATCH or the code of the first reason why it is left out for what it is."""
-        rule, codes = self.request.curation, np.full(len(traces), CHOSEN, np.uint8)
+        rule, codes = self.request.curation, np.full(len(frame), CHOSEN, np.uint8)
+        length, steps = found["characters"], found["steps"]
 
         def leave_out(where: Any, reason: str) -> None:
             codes[np.asarray(where, bool) & (codes == CHOSEN)] = self.code(reason)
@@ -269,7 +257,7 @@ class _Judge:
             codes[~np.array([_matches(meta, self.request.filters) for meta in metas], bool)] = NO_MATCH
             if self.generated is not None:
                 leave_out([_not_played(meta, self.generated) for meta in metas], NOT_PLAYED)
-        codes = np.where(codes == CHOSEN, reserved, codes)
+        codes = np.where(codes == CHOSEN, found["reserved"], codes)
         leave_out(length < rule.min_characters, f"of fewer than {rule.min_characters} characters")
         if rule.max_characters is not None:
             leave_out(length > rule.max_characters, f"of more than {rule.max_characters} characters")
@@ -277,17 +265,17 @@ class _Judge:
         if rule.max_steps is not None:
             leave_out(steps > rule.max_steps, f"of more than {rule.max_steps} steps")
         if rule.min_ascii:
-            shares = [ascii_share(trace) for trace in traces]
-            leave_out(np.array(shares) < rule.min_ascii, f"of less than {rule.min_ascii:g} ASCII characters")
+            shares = np.array(list(map(ascii_share, texts)))
+            leave_out(shares < rule.min_ascii, f"of less than {rule.min_ascii:g} ASCII characters")
         if rule.scripts:
-            texts = pl.Series(list(map(_text, traces)))
-            letters, known = (texts.str.count_matches(kind).to_numpy() for kind in self._letters)
+            whole = pl.Series(list(map(_text, texts)))
+            letters, known = (whole.str.count_matches(kind).to_numpy() for kind in self._letters)
             reason = f"of less than {rule.min_in_scripts:g} letters in {' or '.join(rule.scripts)}"
             leave_out(known < rule.min_in_scripts * letters, reason)
         if rule.verified:
             left = np.flatnonzero(codes == CHOSEN)
-            found = map(_found_by_engine, traces_in(records.gather(left).to_frame(), "the store"))
-            for place, reason in zip(left, found, strict=True):
+            untrue = map(_found_by_engine, traces_in(frame[left], "the store"))
+            for place, reason in zip(left, untrue, strict=True):
                 codes[place] = self.code(reason) if reason else CHOSEN
         return codes
 
@@ -295,7 +283,7 @@ class _Judge:
 def _ordering(request: DatasetConfig) -> list[pl.Expr]:
     """What a trace is ordered by: numbers that have the order of the texts, filled up with zeros."""
     if request.selection_strategy == "random":
-        return [pl.lit(0, pl.Int64).alias("created"), pl.col("content_sha256")]
+        return [pl.lit(0, pl.Int64).alias("created"), HEXADECIMAL]
     moment = pl.col("created_at").str.to_datetime("%Y-%m-%dT%H:%M:%S%.6fZ", time_unit="us").cast(pl.Int64)
     id = pl.col("id").str.pad_end(16, "\0").cast(pl.Binary)
     halves = [id.bin.slice(start, 8).bin.reinterpret(dtype=pl.UInt64, endianness="big") for start in (0, 8)]
@@ -310,19 +298,14 @@ def _found_by_engine(trace: Trace) -> str:
     return UNTRUE if game.verify(trace) else ""
 
 
-def characters(trace: Any) -> int:
-    """Of the prompt, the steps and the answer."""
-    return len(trace.prompt) + len(trace.final_answer) + sum([len(step.content) for step in trace.steps])
-
-
-def ascii_share(trace: Any) -> float:
-    """The share of those characters that are ASCII: a plain test for text in another script."""
-    text = _text(trace)
+def ascii_share(texts: _Texts) -> float:
+    """The share of the characters that are ASCII: a plain test for text in another script."""
+    text = _text(texts)
     return len(text.encode("ascii", "ignore")) / len(text)
 
 
-def _text(trace: Any) -> str:
-    return "".join([trace.prompt, trace.final_answer, *[step.content for step in trace.steps]])
+def _text(texts: _Texts) -> str:
+    return "".join([texts.prompt, texts.final_answer, *[step.content for step in texts.steps]])
 
 
 def _letters(scripts: list[str]) -> tuple[str, str]:
@@ -344,10 +327,10 @@ def _letters(scripts: list[str]) -> tuple[str, str]:
     return r"[\p{L}--[\p{Script=Common}\p{Script=Inherited}]]", rf"[\p{{L}}&&[{named}]]"
 
 
-def _text_digest(trace: Any) -> bytes:
+def _text_digest(texts: _Texts) -> bytes:
     """The same for the same question, steps and answer, whatever their `meta`."""
-    texts = [trace.prompt, *[step.content for step in trace.steps], trace.final_answer]
-    return hashlib.sha256("\0".join(texts).encode()).digest()[:16]
+    parts = [texts.prompt, *[step.content for step in texts.steps], texts.final_answer]
+    return hashlib.sha256("\0".join(parts).encode()).digest()[:16]
 
 
 _ORDERED_BY = ("created", "key", "key_too")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,10 +33,10 @@ from filelock import FileLock, Timeout
 from lib.data.frames import read_frames, write_frames
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_open
-from lib.trace import TRACE_VERSION, Entry, Trace, to_entry, utc_now
+from lib.trace import TRACE_VERSION, Entry, Facts, Trace, to_entry, utc_now
 
 LOCK_SECONDS = 60
-COLUMNS = ["id", "content_sha256", "created_at", "record", "file", "line"]
+COLUMNS = [*Entry.__struct_fields__, "file", "line"]
 BATCH_TRACES, BATCH_CHARACTERS = 4_000, 1 << 23  # what is staged at a time
 PART_TRACES = 250_000  # whose keys are joined at a time
 
@@ -56,15 +56,6 @@ class Batch(NamedTuple):
     entries: list[Entry]
     file: str | None = None
     lines: Sequence[int | None] = ()
-
-
-class Question(NamedTuple):
-    """What a trace asks, and the game and the state (as JSON) that the question stands for, where it has them."""
-
-    id: str
-    prompt: str
-    game: str
-    state: bytes
 
 
 @dataclass(frozen=True)
@@ -113,7 +104,7 @@ class Store:
         contents = bytearray()
         for path in self.segments():
             for frame in read_segment(path, "content_sha256"):
-                contents += bytes.fromhex("".join(frame["content_sha256"]))
+                contents += b"".join(frame["content_sha256"])
         return np.frombuffer(contents, np.uint8).reshape(-1, 32)
 
     def meta_values(self, limit: int = 20) -> dict[str, dict[Scalar, int]]:
@@ -202,27 +193,13 @@ class Store:
             raise kind(f"store {self.folder}: cannot be written ({error.strerror}); nothing was added") from None
 
 
-class _Meta(msgspec.Struct, gc=False, frozen=True):
-    game: Any = ""
-    state: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Asked(msgspec.Struct, gc=False):
-    """What an audit looks at; the rest of a record is passed over."""
-
-    trace_version: str
-    id: str
-    prompt: str
-    meta: _Meta = _Meta()
-
-
-_DECODER, _ASKED_DECODER = msgspec.json.Decoder(Trace), msgspec.json.Decoder(_Asked)
+_DECODER, _FACTS_DECODER = msgspec.json.Decoder(Trace), msgspec.json.Decoder(Facts)
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
-_SCHEMA = dict.fromkeys(COLUMNS, pl.String) | {"line": pl.UInt64}
+_SCHEMA = dict.fromkeys(COLUMNS, pl.String) | {"content_sha256": pl.Binary, "line": pl.UInt64}
 
 # What stays in memory of a trace: a short hash of its id, and all 32 bytes of the hash of its content.
 _ID = pl.col("id").hash()
-_KEYS = (_ID, pl.col("content_sha256").str.decode("hex").alias("content"))
+_KEYS = (_ID, pl.col("content_sha256").alias("content"))
 _NO_KEYS = pl.DataFrame(schema={"id": pl.UInt64, "content": pl.Binary})
 
 
@@ -233,17 +210,11 @@ def traces_in(frame: pl.DataFrame, place: str) -> Iterator[Trace]:
         yield trace
 
 
-def questions_in(frame: pl.DataFrame, place: str) -> Iterator[Question]:
-    """What the traces ask whose records a frame holds; four times as fast as `traces_in`, and raises the same."""
-    for asked in map(_ASKED_DECODER.decode, frame["record"]):
-        _check_version(asked.trace_version, place)
-        yield Question(asked.id, asked.prompt, str(asked.meta.game), bytes(asked.meta.state))
-
-
-def question_of(trace: Trace) -> Question:
-    """What the trace asks."""
-    state = msgspec.json.encode(trace.meta.get("state"))
-    return Question(trace.id, trace.prompt, str(trace.meta.get("game", "")), state)
+def read_facts(facts: str, place: str) -> Facts:
+    """What the column `facts` tells of a trace. Raises RequestError for a trace of another version."""
+    read = _FACTS_DECODER.decode(facts)
+    _check_version(read.trace_version, place)
+    return read
 
 
 def _check_version(version: str, place: str) -> None:
@@ -313,7 +284,7 @@ def _temporary() -> str:
 
 
 def _frame(batch: Batch) -> pl.DataFrame:
-    columns = {name: list(map(attrgetter(name), batch.entries)) for name in COLUMNS[:4]}
+    columns = {name: list(map(attrgetter(name), batch.entries)) for name in Entry.__struct_fields__}
     return pl.DataFrame(columns | {"file": [batch.file] * len(batch.entries), "line": batch.lines}, schema=_SCHEMA)
 
 

@@ -15,7 +15,6 @@ An eval set is small, so the runs of three words of its items are an index, and 
 exact counts, and no sketch such as MinHash to estimate them. A question asked in other words altogether is not found.
 """
 
-import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -24,10 +23,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from lib.data.dataset import Traces
-from lib.data.store import question_of
+from lib.data.store import read_facts
 from lib.evaluation.evalsets import EvalItem
 from lib.tasks import TASKS, group_keys
-from lib.trace import Trace
+from lib.trace import Trace, facts_of
 
 WORDS = 3  # in a run
 FEWEST = 3  # runs that an item must have to be compared by them
@@ -60,14 +59,18 @@ def audit_all(traces: Iterable[Trace], eval_sets: Mapping[str, Sequence[EvalItem
     """`audit` of several eval sets by their names; the traces are gone through once."""
     indexes = {name: _Index(items) for name, items in eval_sets.items()}
     found: dict[str, dict[tuple[int, str], Leak]] = {name: {} for name in eval_sets}
+    known, place = ((one.id, facts_of(one)) for one in traces), "the traces"
+    if isinstance(traces, Traces):
+        known, place = traces.facts(), str(traces.file)
 
     @lru_cache(maxsize=100_000)  # generated traces ask the same questions again and again
-    def asked(prompt: str, game: str, state: bytes) -> list[tuple[str, int, str, float]]:
-        keys = sorted(group_keys(prompt, game, json.loads(state) if game in TASKS else None))
-        return [(name, *same) for name, index in indexes.items() for same in index.asked(prompt, keys)]
+    def asked(facts: str) -> list[tuple[str, int, str, float]]:
+        of = read_facts(facts, place)
+        keys = sorted(group_keys(of.prompt, of.game, of.state))
+        return [(name, *same) for name, index in indexes.items() for same in index.asked(of.prompt, keys)]
 
-    for trace, *question in traces.questions() if isinstance(traces, Traces) else map(question_of, traces):
-        for name, number, kind, similarity in asked(*question):
+    for trace, facts in known:
+        for name, number, kind, similarity in asked(facts):
             leak = Leak(indexes[name].items[number].id, kind, trace, similarity)
             found[name].setdefault((number, trace), leak)
     return {name: [leaks[key] for key in sorted(leaks)] for name, leaks in found.items()}

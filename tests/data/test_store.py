@@ -51,7 +51,7 @@ def test_segments_are_named_by_their_hash_and_hold_the_records(tmp_path: Path):
     [name] = names(store)
     assert name == f"{sha256_file(tmp_path / name)}.parquet"
     frame = pl.read_parquet(tmp_path / name)
-    assert frame.columns == ["id", "content_sha256", "created_at", "record", "file", "line"]
+    assert frame.columns == ["id", "content_sha256", "created_at", "record", "facts", "file", "line"]
     assert frame["record"].to_list() == [to_json(trace).decode() for trace in traces]
 
 
