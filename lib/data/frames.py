@@ -86,9 +86,9 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
             width = width or PART_ROWS * max(1, PART_BYTES * len(rows) // (1 + rows.estimated_size()) // PART_ROWS)
             for part, some in _dealt(rows.sort("place"), width):
                 files[part].append(Path(scratch, f"{part}-{number}.arrow"))
-                some.write_ipc(files[part][-1], compression="lz4")
+                some.write_ipc_stream(files[part][-1], compression="lz4")
         for part in range(-(-total // width)):
-            rows = pl.concat([pl.read_ipc(file) for file in files[part]]).sort("place").drop("place")
+            rows = pl.concat([pl.read_ipc_stream(file) for file in files[part]]).sort("place").drop("place")
             for file in files.pop(part):
                 os.unlink(file)
             yield from rows.iter_slices(PART_ROWS)
