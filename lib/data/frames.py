@@ -17,8 +17,8 @@ from polars.io.plugins import register_io_source
 
 from lib.errors import RetraceError
 
-PART_ROWS = 50_000  # that are written at a time
-PART_BYTES = 1 << 27  # that are put in order at a time, unless PART_ROWS have more
+PART_ROWS = 25_000  # that are written at a time
+PART_BYTES = 1 << 26  # that are put in order at a time, unless PART_ROWS have more
 PARQUET = {"compression": "zstd", "compression_level": 1, "statistics": False}  # twice as fast as the default
 
 
@@ -79,19 +79,27 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
         if rows := list(held):
             yield pl.concat(rows).sort("place").drop("place")
         return
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as scratch,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         files: defaultdict[int, list[Path]] = defaultdict(list)
         width = 0
         for number, rows in enumerate(held):
             width = width or PART_ROWS * max(1, PART_BYTES * len(rows) // (1 + rows.estimated_size()) // PART_ROWS)
-            for part, some in _dealt(rows.sort("place"), width):
+            dealt = dict(_dealt(rows.sort("place"), width))
+            for part in dealt:
                 files[part].append(Path(scratch, f"{part}-{number}.arrow"))
-                some.write_ipc_stream(files[part][-1], compression="lz4")
+            list(pool.map(_spill, dealt.values(), [files[part][-1] for part in dealt]))
         for part in range(-(-total // width)):
-            rows = pl.concat([pl.read_ipc_stream(file) for file in files[part]]).sort("place").drop("place")
+            rows = pl.concat(pool.map(pl.read_ipc_stream, files[part])).sort("place").drop("place")
             for file in files.pop(part):
                 os.unlink(file)
             yield from rows.iter_slices(PART_ROWS)
+
+
+def _spill(rows: pl.DataFrame, file: Path) -> None:
+    rows.write_ipc_stream(file, compression="lz4")
 
 
 def _dealt(rows: pl.DataFrame, width: int) -> Iterator[tuple[int, pl.DataFrame]]:

@@ -232,7 +232,7 @@ class _Judge:
         seed = f"{self.request.seed}:"
         hashes = b"".join([hashlib.sha256((seed + of).encode()).digest()[:16] for of in frame["content_sha256"]])
         key, key_too = np.frombuffer(hashes, ">u8").reshape(-1, 2).T.astype(np.uint64)
-        return {"created": frame["created"].to_numpy(), "key": key, "key_too": key_too}
+        return {"created": np.zeros(len(frame), np.int8), "key": key, "key_too": key_too}
 
     def _look_up(self, facts: str) -> tuple[int, int, int, int, bool]:
         """The values of _FOUND."""
@@ -283,7 +283,7 @@ class _Judge:
 def _ordering(request: DatasetConfig) -> list[pl.Expr]:
     """What a trace is ordered by: numbers that have the order of the texts, filled up with zeros."""
     if request.selection_strategy == "random":
-        return [pl.lit(0, pl.Int64).alias("created"), HEXADECIMAL]
+        return [HEXADECIMAL]
     moment = pl.col("created_at").str.to_datetime("%Y-%m-%dT%H:%M:%S%.6fZ", time_unit="us").cast(pl.Int64)
     id = pl.col("id").str.pad_end(16, "\0").cast(pl.Binary)
     halves = [id.bin.slice(start, 8).bin.reinterpret(dtype=pl.UInt64, endianness="big") for start in (0, 8)]
