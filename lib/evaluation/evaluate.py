@@ -24,7 +24,7 @@ from lib.evaluation.evalsets import EvalItem, EvalSet
 from lib.evaluation.scoring import reasoning_steps, score_item
 from lib.files import atomic_write
 from lib.model.gemma import in_dtype
-from lib.model.processes import unreachable
+from lib.model.processes import out_of_memory, unreachable
 from lib.model.sampler import Completion, generate
 from lib.model.weights import Model
 from lib.progress import progress
@@ -102,7 +102,7 @@ def _complete(
                 config.sampling, on_done=bar.update,
             )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             if jax.process_count() == 1:
                 raise
             raise unreachable(error) from None

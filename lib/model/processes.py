@@ -81,6 +81,11 @@ def any_process(mine: bool) -> bool:
     return mine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(mine)).any())
 
 
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether memory was short for a computation, or for one before it, whose result it was to have."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
 def unreachable(error: jax.errors.JaxRuntimeError) -> RetraceError:
     """What a collective that failed says to the user."""
     return RetraceError(

@@ -36,7 +36,7 @@ from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, is_sealed, sealed, write_json
 from lib.model.lora import join
 from lib.model.mesh import assembled, make_mesh, on_mesh, row_devices, shardings, spread, spread_rows
-from lib.model.processes import by_first, is_first, unreachable
+from lib.model.processes import by_first, is_first, out_of_memory, unreachable
 from lib.model.storage import DamagedError, tree_digest
 from lib.model.weights import Model, load_model, read_about, save_model, with_lora
 from lib.progress import progress
@@ -117,7 +117,7 @@ def train(
     try:
         state, resumed_from, lines = _run(shapes, step, batches, held_out, config, output, on_metrics, warn)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             if jax.process_count() == 1:
                 raise
             raise unreachable(error) from None
