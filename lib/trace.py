@@ -198,7 +198,7 @@ def facts_of(trace: Trace) -> str:
     prompt, steps, meta = trace.prompt, [len(step.content) for step in trace.steps], trace.meta
     asked = trace.trace_version, prompt, str(meta.get("game", "")), meta.get("state")
     source, characters = str(meta.get("source", "unknown")), len(prompt) + len(trace.final_answer) + sum(steps)
-    return _JSON.encode((*asked, source, len(steps), characters)).decode()
+    return _SORTED.encode((*asked, source, len(steps), characters)).decode()
 
 
 def to_entry(trace: Trace, now: str) -> Entry:
@@ -264,7 +264,6 @@ class _Content(Struct, frozen=True, gc=False):
     trace_version: str
 
 
-_JSON = msgspec.json.Encoder()
 _SORTED = msgspec.json.Encoder(order="sorted")
 _CONTENT = msgspec.json.Encoder(order="deterministic")  # sorts the keys of objects, and leaves those of a Struct
 _BLANK = b" \t\r\n"  # and nothing else: JSON knows fewer blanks than Python does

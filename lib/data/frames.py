@@ -56,11 +56,15 @@ def write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes], place: str) ->
 
 
 def _reason(error: pl.exceptions.PolarsError, file: IO[bytes]) -> str:
-    """Why the file cannot be written: where Polars tells only that one of its threads was gone, the system is asked."""
+    """Why the file cannot be written; the system is asked where Polars tells only that one of its threads was gone.
+
+    It is asked by writing more to the file, which is given up anyway.
+    """
     reason = str(error).rpartition(": ")[2]
     if "os error" not in reason:
         try:
-            os.write(file.fileno(), bytes(1 << 20))
+            for _ in range(16):  # the first may find some room
+                os.write(file.fileno(), bytes(1 << 16))
         except OSError as refused:
             return refused.strerror
     return reason

@@ -274,7 +274,7 @@ class _Judge:
             leave_out(known < rule.min_in_scripts * letters, reason)
         if rule.verified:
             left = np.flatnonzero(codes == CHOSEN)
-            untrue = map(_found_by_engine, traces_in(frame[left], "the store"))
+            untrue = map(_found_by_engine, traces_in(frame.select("record")[left], "the store"))
             for place, reason in zip(left, untrue, strict=True):
                 codes[place] = self.code(reason) if reason else CHOSEN
         return codes

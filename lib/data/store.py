@@ -299,7 +299,7 @@ def _together(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         elif batch.entries:
             held.append(Batch(list(batch.entries), batch.file, list(batch.lines)))
         count += len(batch.entries)
-        size += sum(len(entry.record) for entry in batch.entries)
+        size += sum(len(entry.record) + len(entry.facts) for entry in batch.entries)
         if count >= BATCH_TRACES or size >= BATCH_CHARACTERS:
             yield held
             held, count, size = [], 0, 0
@@ -314,6 +314,9 @@ def read_segment(path: Path, *columns: str | pl.Expr) -> Iterator[pl.DataFrame]:
         with open(path, "rb") as file:
             if file_digest(file, "sha256").hexdigest() != path.stem:
                 raise RetraceError(damaged)
+            file.seek(0)
+            if dict(pl.read_parquet_schema(file)) != _SCHEMA:
+                raise RequestError(f"store segment {path}: written by another version; import its traces again")
             yield from read_frames(file, *columns)
     except OSError as error:
         raise RetraceError(f"store segment {path} cannot be read ({error.strerror})") from None

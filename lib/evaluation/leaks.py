@@ -59,15 +59,19 @@ def audit_all(traces: Iterable[Trace], eval_sets: Mapping[str, Sequence[EvalItem
     """`audit` of several eval sets by their names; the traces are gone through once."""
     indexes = {name: _Index(items) for name, items in eval_sets.items()}
     found: dict[str, dict[tuple[int, str], Leak]] = {name: {} for name in eval_sets}
-    known, place = ((one.id, facts_of(one)) for one in traces), "the traces"
     if isinstance(traces, Traces):
         known, place = traces.facts(), str(traces.file)
+    else:
+        known, place = ((one.id, facts_of(one)) for one in traces), "trace"
 
-    @lru_cache(maxsize=100_000)  # generated traces ask the same questions again and again
+    @lru_cache(maxsize=100_000)  # traces ask the same questions again and again
+    def matched(prompt: str, keys: tuple[str, ...]) -> list[tuple[str, int, str, float]]:
+        return [(name, *same) for name, index in indexes.items() for same in index.asked(prompt, keys)]
+
+    @lru_cache(maxsize=100_000)  # and generated ones answer them in the same way
     def asked(facts: str) -> list[tuple[str, int, str, float]]:
         of = read_facts(facts, place)
-        keys = sorted(group_keys(of.prompt, of.game, of.state))
-        return [(name, *same) for name, index in indexes.items() for same in index.asked(of.prompt, keys)]
+        return matched(of.prompt, tuple(sorted(group_keys(of.prompt, of.game, of.state))))
 
     for trace, facts in known:
         for name, number, kind, similarity in asked(facts):

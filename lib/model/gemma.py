@@ -25,6 +25,7 @@ V vocabulary.
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -100,7 +101,7 @@ MASKED = -2.0e38  # added to a score: exp() of it is exactly 0 in float32
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of the tokens seen so far: two arrays [B × K, S, H], as the products of attention take them."""
+    """Keys and values of the tokens seen so far: two arrays [B, K, S, H], as the products of attention take them."""
 
     keys: jax.Array
     values: jax.Array
@@ -166,7 +167,7 @@ class Gemma(nnx.Module):
 
     def empty_cache(self, batch: int, length: int) -> list[LayerCache]:
         """Room for `length` tokens of `batch` texts."""
-        shape = (batch * self.config.num_kv_heads, length, self.config.head_dim)
+        shape = (batch, self.config.num_kv_heads, length, self.config.head_dim)
         dtype = self.embedding[...].dtype
         return [LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.layers]
 
@@ -224,15 +225,15 @@ class Attention(nnx.Module):
         B, T, N, H = queries.shape
         K = keys.shape[2]
         G = N // K
-        queries = (queries * self.scale).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
-        keys, values = (part.swapaxes(1, 2).reshape(B * K, T, H) for part in (keys, values))
+        queries = (queries * self.scale).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+        keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
         if cache is not None:
             cache = LayerCache(_written(cache.keys, keys, index), _written(cache.values, values, index))
             keys, values = cache
-        scores = jnp.einsum("bqH,bSH->bqS", queries, keys, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("BKqH,BKSH->BKqS", queries, keys, preferred_element_type=jnp.float32)
         scores = soft_cap(scores, self.cap).reshape(B, K, G, T, -1)
         weights = jax.nn.softmax(jnp.where(view.mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bqS,bSH->bqH", weights.reshape(B * K, G * T, -1), values)
+        mixed = jnp.einsum("BKqS,BKSH->BKqH", weights.reshape(B, K, G * T, -1), values)
         mixed = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
         return _project(self, "output", mixed), cache
 
@@ -328,11 +329,11 @@ def parameter_count(config: GemmaConfig) -> int:
 
 
 def _written(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
-    """The cache [B × K, S, H] with `new` [B × K, T, H] at `index` …, or one token of each row where its [B] says."""
+    """The cache [B, K, S, H] with `new` [B, K, T, H] at `index` …, or each row of it where its own of [B] says."""
     if jnp.ndim(index) == 0:
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, index, axis=1)
-    index = jnp.broadcast_to(index[:, None], (len(index), len(cache) // len(index))).reshape(-1)
-    return cache.at[jnp.arange(len(cache)), index].set(new[:, 0], unique_indices=True, indices_are_sorted=True)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, index, axis=2)
+    write = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+    return jax.vmap(write)(cache, new, index)
 
 
 def _project(block: Attention | FeedForward, name: str, x: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ from flax import nnx
 
 from lib.config import SamplingConfig
 from lib.model.gemma import Gemma, LayerCache, causal_mask, positions
-from lib.model.mesh import by_rows, mesh_of, on_mesh, row_devices, spread_rows
+from lib.model.mesh import by_heads, by_rows, mesh_of, on_mesh, row_devices, spread_rows
 from lib.model.processes import whole
 
 WIDTH_MULTIPLE = 32  # to which a prompt is padded where it is read
@@ -108,6 +108,7 @@ def generate(
     for places, waiting in _groups([len(prompt) for prompt in prompts], R).items():
         free, asked = list(range(B)), {}
         with on_mesh(mesh):
+            rows = None  # or its cache would stay while the next one is made
             rows = _no_rows(graph, params, B, places, max_new_tokens)
             while waiting or asked:
                 while waiting and len(free) >= len(waiting[0].members):
@@ -221,7 +222,13 @@ def _no_rows(graph: nnx.GraphDef, params: dict, B: int, places: int, max_new_tok
         logprob=jnp.zeros(B, jnp.float32),
         done=jnp.ones(B, bool),
     )
-    return jax.tree.map(by_rows, rows)
+    return _apart(rows)
+
+
+def _apart(rows: _Rows) -> _Rows:
+    """The same, each row on its device of a mesh."""
+    cache = jax.tree.map(by_heads, rows.cache)
+    return jax.tree.map(by_rows, rows)._replace(cache=cache)
 
 
 @partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
@@ -238,8 +245,8 @@ def _admit(
 ) -> _Rows:
     """The rows with the prompts in their places, read and with their first token written."""
     model: Gemma = nnx.merge(graph, params)
-    (R, P), (B, room) = tokens.shape, rows.output.shape
-    before = rows.cache[0].keys.shape[1] - room - P  # the places that are left of what is read
+    (R, P), room = tokens.shape, rows.output.shape[1]
+    before = rows.cache[0].keys.shape[2] - room - P  # the places that are left of what is read
     hidden, cache = model(tokens, positions(valid), causal_mask(valid), model.empty_cache(R, P))
     written = jnp.zeros(R, jnp.int32)
     token, logprob = _draw(model.logits(hidden[:, -1]), key, written, sampling)
@@ -248,17 +255,13 @@ def _admit(
         written=written + 1,
         padding=before + P - jnp.sum(valid, axis=-1, dtype=jnp.int32),
         key=key,
-        cache=jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (before, room), (0, 0))), cache),
+        cache=jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (before, room), (0, 0))), cache),
         output=jnp.full((R, room), stop_ids[0], jnp.int32).at[:, 0].set(token),
         logprob=logprob,
         done=jnp.isin(token, stop_ids) | (room == 1),
     )
 
-    def replaced(old: jax.Array, new: jax.Array) -> jax.Array:
-        apart, own = (field.reshape(count, -1, *field.shape[1:]) for field, count in ((old, B), (new, R)))
-        return by_rows(apart.at[at].set(own, mode="drop").reshape(old.shape))
-
-    return jax.tree.map(replaced, rows, come)
+    return _apart(jax.tree.map(lambda old, new: old.at[at].set(new, mode="drop"), rows, come))
 
 
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
@@ -272,7 +275,7 @@ def _decode(
 ) -> _Rows:
     """The rows when so many of them are done. A row that is done stays as it is, whatever is computed beside it."""
     model: Gemma = nnx.merge(graph, params)
-    room, S = rows.output.shape[1], rows.cache[0].keys.shape[1]
+    room, S = rows.output.shape[1], rows.cache[0].keys.shape[2]
 
     def write_one(rows: _Rows) -> _Rows:
         index = S - room + rows.written - 1  # [B]: the place of the token that was written last
@@ -291,8 +294,7 @@ def _decode(
             done=rows.done | jnp.isin(token, stop_ids) | (written == room),
         )
 
-    rows = jax.lax.while_loop(lambda rows: jnp.sum(rows.done) < enough, write_one, rows)
-    return jax.tree.map(by_rows, rows)
+    return _apart(jax.lax.while_loop(lambda rows: jnp.sum(rows.done) < enough, write_one, rows))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -55,6 +55,18 @@ def test_segments_are_named_by_their_hash_and_hold_the_records(tmp_path: Path):
     assert frame["record"].to_list() == [to_json(trace).decode() for trace in traces]
 
 
+def test_a_segment_of_other_columns_is_refused_as_such_and_not_as_damaged(tmp_path: Path):
+    store = Store(tmp_path)
+    store.add(toys(1, 2))
+    [name] = names(store)
+    pl.read_parquet(tmp_path / name).drop("facts").write_parquet(tmp_path / "new")
+    (tmp_path / name).unlink()
+    path = (tmp_path / "new").rename(tmp_path / f"{sha256_file(tmp_path / 'new')}.parquet")
+    for read in (store.content_hash, lambda: list(store.scan()), lambda: store.add(toys(3))):
+        with pytest.raises(RequestError, match=f"{path.name}: written by another version; import its traces again"):
+            read()
+
+
 def test_f12_each_content_is_there_once(tmp_path: Path):
     store = Store(tmp_path)
     assert store.add(toys(1, 2, 1)) == Added(2, 1)
