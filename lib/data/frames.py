@@ -1,15 +1,17 @@
 """Tables larger than memory, as Parquet: read, written and put in order a batch at a time."""
 
+import io
 import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain, pairwise
+from functools import partial
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from queue import Full, Queue
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,6 +21,7 @@ from lib.errors import RetraceError
 
 PART_ROWS = 25_000  # that are written at a time
 PART_BYTES = 1 << 26  # that are put in order at a time, unless PART_ROWS have more
+T = TypeVar("T")
 PARQUET = {"compression": "zstd", "compression_level": 1, "statistics": False}  # twice as fast as the default
 
 
@@ -74,8 +77,8 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
     """The rows of the frames in another order: row i goes to `places[i]`, or nowhere where that is negative.
 
     `places` holds each of 0, 1, … once, as int32[rows]. They come back PART_ROWS at a time. Where they are more, the
-    rows are dealt out to files in a temporary folder within `folder`, each for a range of places, which are then read
-    one range after the other; a range is as many times PART_ROWS as PART_BYTES hold.
+    rows are dealt out, by ranges of places, to a temporary file in `folder`, and then read one range after the other; a
+    range is as many times PART_ROWS as PART_BYTES hold. It is one file, as making files by the thousand takes longer.
     """
     total = 1 + int(places.max(initial=-1))
     held = _gathered(_placed(frames, places))
@@ -83,35 +86,46 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
         if rows := list(held):
             yield pl.concat(rows).sort("place").drop("place")
         return
-    with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as scratch,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        files: defaultdict[int, list[Path]] = defaultdict(list)
-        width = 0
-        for number, rows in enumerate(held):
-            width = width or PART_ROWS * max(1, PART_BYTES * len(rows) // (1 + rows.estimated_size()) // PART_ROWS)
-            dealt = dict(_dealt(rows.sort("place"), width))
-            for part in dealt:
-                files[part].append(Path(scratch, f"{part}-{number}.arrow"))
-            list(pool.map(_spill, dealt.values(), [files[part][-1] for part in dealt]))
-        for part in range(-(-total // width)):
-            rows = pl.concat(pool.map(pl.read_ipc_stream, files[part])).sort("place").drop("place")
-            for file in files.pop(part):
-                os.unlink(file)
-            yield from rows.iter_slices(PART_ROWS)
+    with tempfile.TemporaryFile(dir=folder) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        first = next(held)
+        width = PART_ROWS * max(1, PART_BYTES * len(first) // (1 + first.estimated_size()) // PART_ROWS)
+        extents: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        dealt = (pool.map(_packed, *_dealt(rows.sort("place"), width)) for rows in chain([first], held))
+        for packed in _one_ahead(dealt):
+            for part, content in packed:
+                extents[part].append((len(content), file.tell()))
+                file.write(content)
+        file.flush()
+        read = (pool.map(partial(_unpacked, file), extents[part]) for part in range(-(-total // width)))
+        for rows in _one_ahead(read):
+            yield from pl.concat(rows).sort("place").drop("place").iter_slices(PART_ROWS)
 
 
-def _spill(rows: pl.DataFrame, file: Path) -> None:
-    rows.write_ipc_stream(file, compression="lz4")
+def _one_ahead(started: Iterator[T]) -> Iterator[T]:
+    """The same, each given out when the next one is started, too."""
+    held = list(islice(started, 1))
+    for one in started:
+        yield held.pop()
+        held.append(one)
+    yield from held
 
 
-def _dealt(rows: pl.DataFrame, width: int) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Rows that are in order of their places, cut at every `width` of these: the number of a cut, and its rows."""
+def _packed(part: int, rows: pl.DataFrame) -> tuple[int, bytes]:
+    content = io.BytesIO()
+    rows.write_ipc_stream(content, compression="lz4")
+    return part, content.getvalue()
+
+
+def _unpacked(file: IO[bytes], extent: tuple[int, int]) -> pl.DataFrame:
+    """The rows of so many bytes from here on."""
+    return pl.read_ipc_stream(os.pread(file.fileno(), *extent))
+
+
+def _dealt(rows: pl.DataFrame, width: int) -> tuple[list[int], list[pl.DataFrame]]:
+    """Rows that are in order of their places, cut at every `width` of these: the number of each cut, and its rows."""
     parts = rows["place"].to_numpy() // width
     starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
-    for start, end in pairwise(starts):
-        yield int(parts[start]), rows[start:end]
+    return parts[starts[:-1]].tolist(), [rows[start:end] for start, end in pairwise(starts)]
 
 
 def _placed(frames: Iterable[pl.DataFrame], places: np.ndarray) -> Iterator[pl.DataFrame]:

@@ -11,7 +11,6 @@ stay in memory, whatever its texts.
 
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from lib.config import DatasetConfig, TracesConfig
 from lib.data.duplicates import NearDuplicates
 from lib.data.frames import in_order
 from lib.data.renderer import CONTROL_IN_JSON, refuse_control_tokens_in
-from lib.data.store import Store, read_facts, read_segment, traces_in
+from lib.data.store import Store, first_of_each, read_facts, read_segment, traces_in
 from lib.errors import RequestError
 from lib.tasks import TASKS, group_keys
 from lib.trace import Trace, shown
@@ -100,13 +99,14 @@ def select(
     """
     name, segments = f"{request.dataset_name}-{request.dataset_version}", store.segments()
     judge = _Judge(request, reserved, generated)
-    index = _together(map(judge.judged, frames_of(segments, *judge.columns)))
+    total = sum(frame.item() for frame in frames_of(segments, pl.len()))
+    index = _together(map(judge.judged, frames_of(segments, *judge.columns)), total)
     if not index or (index["code"] == NO_MATCH).all():
         raise RequestError(f"dataset {name}: {_nothing_matches(store, request)}")
     codes = index.pop("code")
     order = _order(*map(index.pop, _ORDERED_BY), np.flatnonzero(codes == CHOSEN).astype(np.uint32), segments)
     if request.curation.unique:
-        first = _first_of_each(index.pop("text")[order], index.pop("text_too")[order])
+        first = first_of_each(index.pop("text")[order], index.pop("text_too")[order])
         order = _without(order, first, codes, judge.code(DUPLICATE))
     if request.curation.near_duplicates is not None:
         found = NearDuplicates(request.curation.near_duplicates)
@@ -336,13 +336,16 @@ def _text_digest(texts: _Texts) -> bytes:
 _ORDERED_BY = ("created", "key", "key_too")
 
 
-def _together(judged: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The columns of all, one column after the other, so that little is held twice."""
-    parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
+def _together(judged: Iterable[dict[str, np.ndarray]], total: int) -> dict[str, np.ndarray]:
+    """The columns of all, which are so many."""
+    index: dict[str, np.ndarray] = {}
+    start = 0
     for columns in judged:
+        index = index or {name: np.empty(total, values.dtype) for name, values in columns.items()}
         for name, values in columns.items():
-            parts[name].append(values)
-    return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+            index[name][start : start + len(values)] = values
+        start += len(columns["code"])
+    return index
 
 
 def _order(
@@ -350,16 +353,17 @@ def _order(
 ) -> np.ndarray:
     """The chosen in the order of the request: the newest first, then by key, and of equal keys by the id.
 
-    The key alone tells nearly all apart, and one moment is often that of all; only what is needed is sorted by.
+    The key alone tells nearly all apart, and one moment is often that of all; only what is needed is sorted by. Those
+    that tie share out their places anew.
     """
     order = chosen[np.argsort(key[chosen])]
-    if _same(key[order]).any():
-        order = chosen[np.lexsort((key_too[chosen], key[chosen]))]
+    if len(places := _places_of_ties(_same(key[order]))):
+        tied = order[places]
+        order[places] = tied[np.lexsort((key_too[tied], key[tied]))]
     if not _same(created[order]).all():
         order = order[np.argsort(-created[order], kind="stable")]
     same = _same(created[order]) & _same(key[order]) & _same(key_too[order])
-    if same.any():  # of those that begin alike the rest is looked at, and they share out their places anew
-        places = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    if len(places := _places_of_ties(same)):  # of those that begin alike the rest is looked at
         tied = order[places]
         ties = {"created": -created[tied], "key": key[tied], "key_too": key_too[tied], "id": _ids_of(tied, segments)}
         order[places] = tied[pl.DataFrame(ties).select(pl.arg_sort_by(*ties)).to_series().to_numpy()]
@@ -371,6 +375,11 @@ def _same(values: np.ndarray) -> np.ndarray:
     return values[1:] == values[:-1]
 
 
+def _places_of_ties(same: np.ndarray) -> np.ndarray:
+    """Of what is in order the places of those that are the same as one beside them, from `_same`."""
+    return np.flatnonzero(np.append(same, False) | np.append(False, same))
+
+
 def _ids_of(at: np.ndarray, segments: list[Path]) -> pl.Series:
     """The ids of the traces with these numbers."""
     start, found, sorted_at = 0, [], np.sort(at)
@@ -379,15 +388,6 @@ def _ids_of(at: np.ndarray, segments: list[Path]) -> pl.Series:
         found.append(frame["id"].gather(sorted_at[first:last] - start))
         start += len(frame)
     return pl.concat(found).gather(np.searchsorted(sorted_at, at))
-
-
-def _first_of_each(text: np.ndarray, text_too: np.ndarray) -> np.ndarray:
-    """True for the first of those that are equal in both."""
-    order = np.lexsort((text_too, text))  # those that are equal stay in their order
-    same = _same(text[order]) & _same(text_too[order])
-    first = np.ones(len(text), bool)
-    first[order[1:][same]] = False
-    return first
 
 
 def _without(order: np.ndarray, stays: np.ndarray, codes: np.ndarray, code: int) -> np.ndarray:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data import store as store_module
-from lib.data.store import Added, Store
+from lib.data.store import Added, Store, first_of_each
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root, sha256_file
 from lib.trace import Trace, content_sha256, make_trace, parse_trace, to_json
@@ -123,7 +124,6 @@ def test_what_is_new_and_what_is_refused_is_as_one_at_a_time_would_have_it(tmp_p
     store, held = Store(tmp_path_factory.mktemp("store")), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "BATCH_TRACES", few)
-        patch.setattr(store_module, "PART_TRACES", few)
         for given_pairs in calls:
             traces = [make_trace(content, [("s", "c")], "a", {}, id=id) for id, content in given_pairs]
             expected = one_at_a_time(held, given_pairs)
@@ -138,10 +138,19 @@ def test_what_is_new_and_what_is_refused_is_as_one_at_a_time_would_have_it(tmp_p
             assert store.count() == len(held)
 
 
+halves = st.sampled_from([0, 1, 1 << 55, 1 << 56, (1 << 56) + 1, (1 << 64) - 1])
+
+
+@given(st.lists(st.tuples(halves, halves), max_size=12))
+def test_the_first_of_each_is_so_in_both_halves(pairs):
+    keys = np.array(pairs, np.uint64).reshape(-1, 2)
+    assert first_of_each(*keys.T).tolist() == [pair not in pairs[:number] for number, pair in enumerate(pairs)]
+
+
 def test_ids_that_are_told_apart_only_by_themselves_are_not_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Were the short hashes of all ids equal, the store would still know whose id is whose."""
     monkeypatch.setattr(store_module, "_ID", pl.col("id").hash() * 0)
-    monkeypatch.setattr(store_module, "_KEYS", (store_module._ID, store_module._KEYS[1]))
+    monkeypatch.setattr(store_module, "_KEYS", (store_module._ID, *store_module._KEYS[1:]))
     store = Store(tmp_path)
     assert store.add([*toys(1, id="one"), *toys(2, id="two"), *toys(1, id="other")]) == Added(2, 1)
     assert store.add([*toys(2, id="three"), *toys(3, id="four")]) == Added(1, 1)
