@@ -79,6 +79,7 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
     `places` holds each of 0, 1, … once, as int32[rows]. They come back PART_ROWS at a time. Where they are more, the
     rows are dealt out, by ranges of places, to a temporary file in `folder`, and then read one range after the other; a
     range is as many times PART_ROWS as PART_BYTES hold. It is one file, as making files by the thousand takes longer.
+    Raises RetraceError where there is no room for it.
     """
     total = 1 + int(places.max(initial=-1))
     held = _gathered(_placed(frames, places))
@@ -86,7 +87,7 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
         if rows := list(held):
             yield pl.concat(rows).sort("place").drop("place")
         return
-    with tempfile.TemporaryFile(dir=folder) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         first = next(held)
         width = PART_ROWS * max(1, PART_BYTES * len(first) // (1 + first.estimated_size()) // PART_ROWS)
         extents: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -94,8 +95,7 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
         for packed in _one_ahead(dealt):
             for part, content in packed:
                 extents[part].append((len(content), file.tell()))
-                file.write(content)
-        file.flush()
+                _append(file, content)
         read = (pool.map(partial(_unpacked, file), extents[part]) for part in range(-(-total // width)))
         for rows in _one_ahead(read):
             yield from pl.concat(rows).sort("place").drop("place").iter_slices(PART_ROWS)
@@ -114,6 +114,16 @@ def _packed(part: int, rows: pl.DataFrame) -> tuple[int, bytes]:
     content = io.BytesIO()
     rows.write_ipc_stream(content, compression="lz4")
     return part, content.getvalue()
+
+
+def _append(file: IO[bytes], content: bytes) -> None:
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        place = f"temporary folder {tempfile.gettempdir()}"
+        raise RetraceError(f"{place}: cannot be written ({error.strerror}); set TMPDIR to one with more room") from None
 
 
 def _unpacked(file: IO[bytes], extent: tuple[int, int]) -> pl.DataFrame:

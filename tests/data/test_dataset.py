@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -149,6 +151,20 @@ def test_what_is_too_large_for_memory_comes_to_the_same(request_, tmp_path: Path
     assert list(dealt.traces) == list(whole.traces) and len(list(whole.traces)) == len(whole.traces)
     left_out = [pl.read_parquet(d.folder / "dropped.parquet").sort("id") for d in (dealt, whole)]
     assert left_out[0].equals(left_out[1]) and len(left_out[0]) == 60 - len(whole.traces)
+
+
+def test_what_has_no_room_to_be_put_in_order_says_where_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(frames, "PART_ROWS", 7)
+    rows = frames.in_order([pl.DataFrame({"text": ["x"] * 20})], np.arange(20, dtype=np.int32), tmp_path)
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, most))
+    try:
+        with pytest.raises(
+            RetraceError, match=r"temporary folder /.*: cannot be written \(File too large\); set TMPDIR"
+        ):
+            list(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def test_random_depends_on_seed_and_content_alone(tmp_path: Path):
