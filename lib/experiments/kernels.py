@@ -11,6 +11,7 @@ Nothing that is imported there may start a thread that a fork would lose: neithe
 """
 
 import atexit
+import gc
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from lib.files import repository_root
 
 PRELOADED = (
     "ipykernel.ipkernel", "ipykernel.kernelapp", "matplotlib.figure", "flax.nnx", "optax", "orbax.checkpoint",
+    "scipy.special",
 )  # fmt: skip
 LAUNCHER = "ipykernel_launcher"
 KERNELS_OWN = ("JPY_", "RETRACE_", "_RJEM_", "PYTEST_")  # variables that no package reads that is imported for all
@@ -170,6 +172,7 @@ def _serve(replies: int) -> None:
 
 def _become_kernel(server: int, arguments: list[str], environment: dict[str, str], folder: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.freeze()  # all that was imported stays: were it looked through for garbage, a kernel would take twice as long
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
