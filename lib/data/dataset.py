@@ -31,7 +31,7 @@ from lib.config import CurationConfig, DatasetConfig, TracesConfig
 from lib.data.frames import PART_ROWS, read_frames, write_frames
 from lib.data.renderer import Example, render_conversation, render_example
 from lib.data.selection import Selection, select
-from lib.data.store import COLUMNS, Store, hash_of_lines, sorted_parts, traces_in
+from lib.data.store import COLUMNS, Store, contents_of, hash_of_lines, sorted_parts, traces_in
 from lib.data.tokenizer import TEXTS_TO_TRAIN_ON, Tokenizer, train_tokenizer
 from lib.data.validation import lengths_record, measure_lengths, spread
 from lib.errors import RequestError, RetraceError
@@ -135,7 +135,7 @@ def build_dataset(
     target = child(folder, dataset_key(request))
     with tempfile.TemporaryDirectory(prefix="retrace-") as scratch:
         chosen = select(store, request, reserved, generated, Path(scratch))
-        manifest = _manifest(store, request, chosen)
+        manifest = _manifest(request, chosen)
         if target.exists():
             return _same_or_refuse(load_dataset(folder, dataset_key(request)), manifest)
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,8 +196,8 @@ def dataset_tokenizer(examples: Iterable[Example]) -> Tokenizer:
     return train_tokenizer(texts)
 
 
-def _manifest(store: Store, request: DatasetConfig, chosen: Selection) -> dict[str, Any]:
-    contents, order = store.contents(), chosen.order
+def _manifest(request: DatasetConfig, chosen: Selection) -> dict[str, Any]:
+    contents, order = contents_of(chosen.segments), chosen.order  # others may have come to the store meanwhile
     content = hash_of_lines(contents[order[start : start + PART_ROWS]] for start in range(0, len(chosen), PART_ROWS))
     facts = chosen.facts
     held_out = int(facts["held_out"].sum())

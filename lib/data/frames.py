@@ -20,7 +20,7 @@ from polars.io.plugins import register_io_source
 from lib.errors import RetraceError
 
 PART_ROWS = 25_000  # that are written at a time
-PART_BYTES = 1 << 26  # that are put in order at a time, unless PART_ROWS have more
+PART_BYTES = 1 << 26  # that are put in order at a time, while as many are read, unless PART_ROWS have more
 T = TypeVar("T")
 PARQUET = {"compression": "zstd", "compression_level": 1, "statistics": False}  # twice as fast as the default
 
@@ -77,9 +77,9 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
     """The rows of the frames in another order: row i goes to `places[i]`, or nowhere where that is negative.
 
     `places` holds each of 0, 1, … once, as int32[rows]. They come back PART_ROWS at a time. Where they are more, the
-    rows are dealt out, by ranges of places, to a temporary file in `folder`, and then read one range after the other; a
-    range is as many times PART_ROWS as PART_BYTES hold. It is one file, as making files by the thousand takes longer.
-    Raises RetraceError where there is no room for it.
+    rows are dealt out, by ranges of places, to a temporary file in `folder`, which is one of our own in the system's
+    temporary folder, and then read one range after the other; a range is as many times PART_ROWS as PART_BYTES hold. It
+    is one file, as making files by the thousand takes longer. Raises RetraceError where there is no room for it.
     """
     total = 1 + int(places.max(initial=-1))
     held = _gathered(_placed(frames, places))
@@ -95,7 +95,7 @@ def in_order(frames: Iterable[pl.DataFrame], places: np.ndarray, folder: Path) -
         for packed in _one_ahead(dealt):
             for part, content in packed:
                 extents[part].append((len(content), file.tell()))
-                _append(file, content)
+                _append(file, content, folder)
         read = (pool.map(partial(_unpacked, file), extents[part]) for part in range(-(-total // width)))
         for rows in _one_ahead(read):
             yield from pl.concat(rows).sort("place").drop("place").iter_slices(PART_ROWS)
@@ -116,19 +116,22 @@ def _packed(part: int, rows: pl.DataFrame) -> tuple[int, bytes]:
     return part, content.getvalue()
 
 
-def _append(file: IO[bytes], content: bytes) -> None:
+def _append(file: IO[bytes], content: bytes, folder: Path) -> None:
     left = memoryview(content)
     try:
         while left:
             left = left[file.write(left) :]
     except OSError as error:
-        place = f"temporary folder {tempfile.gettempdir()}"
-        raise RetraceError(f"{place}: cannot be written ({error.strerror}); set TMPDIR to one with more room") from None
+        reason = f"cannot be written ({error.strerror}); set TMPDIR to one with more room"
+        raise RetraceError(f"temporary folder {folder.parent}: {reason}") from None
 
 
 def _unpacked(file: IO[bytes], extent: tuple[int, int]) -> pl.DataFrame:
     """The rows of so many bytes from here on."""
-    return pl.read_ipc_stream(os.pread(file.fileno(), *extent))
+    size, start = extent
+    end, most = start + size, 1 << 30  # systems read no more than two at once
+    pieces = [os.pread(file.fileno(), min(most, end - at), at) for at in range(start, end, most)]
+    return pl.read_ipc_stream(b"".join(pieces))
 
 
 def _dealt(rows: pl.DataFrame, width: int) -> tuple[list[int], list[pl.DataFrame]]:

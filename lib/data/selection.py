@@ -203,7 +203,7 @@ class _Judge:
         columns = {
             "code": self._codes_of(frame, found, texts, metas),
             **self._keys(frame, metas),
-            **{name: found[name].copy() for name in ("steps", "characters", "held_out", "source")},
+            **{name: found[name] for name in ("steps", "characters", "held_out", "source")},
             "suspect": frame["suspect"].to_numpy(),
         }
         if rule.unique:

@@ -97,15 +97,7 @@ class Store:
 
     def content_hash(self) -> str:
         """SHA-256 over the sorted content hashes of all traces."""
-        return hash_of_lines(sorted_parts(self.contents()))
-
-    def contents(self) -> np.ndarray:
-        """uint8[traces, 32]: the content hash of each trace, in the order of a scan."""
-        contents = bytearray()
-        for path in self.segments():
-            for frame in read_segment(path, "content_sha256"):
-                contents += b"".join(frame["content_sha256"])
-        return np.frombuffer(contents, np.uint8).reshape(-1, 32)
+        return hash_of_lines(sorted_parts(contents_of(self.segments())))
 
     def meta_values(self, limit: int = 20) -> dict[str, dict[Scalar, int]]:
         """For each key of `meta` its most frequent scalar values and how often each comes."""
@@ -136,8 +128,10 @@ class Store:
     def _fresh(self, keys: np.ndarray, staged: IO[bytes]) -> np.ndarray:
         """True for the first of each content that is not known; raises RequestError where an id is taken."""
         known = self._known()
-        every = np.concatenate([known, keys]) if len(known) else keys
-        fresh = first_of_each(every[:, 1], every[:, 2])[len(known) :]
+        there = len(known)
+        every = np.concatenate([known, keys]) if there else keys
+        del known
+        fresh = first_of_each(every[:, 1], every[:, 2])[there:]
         if len(suspects := _suspects(every)):
             self._refuse_taken(suspects, staged, fresh)
         return fresh
@@ -228,6 +222,15 @@ def read_facts(facts: str, place: str) -> Facts:
 def _check_version(version: str, place: str) -> None:
     if version != TRACE_VERSION:
         raise RequestError(f"{place}: trace_version {version!r} is not known, only {TRACE_VERSION!r}")
+
+
+def contents_of(segments: list[Path]) -> np.ndarray:
+    """uint8[traces, 32]: the content hash of each trace, in the order of a scan."""
+    contents = bytearray()
+    for path in segments:
+        for frame in read_segment(path, "content_sha256"):
+            contents += b"".join(frame["content_sha256"])
+    return np.frombuffer(contents, np.uint8).reshape(-1, 32)
 
 
 def hash_of_lines(contents: Iterable[np.ndarray]) -> str:

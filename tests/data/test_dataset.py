@@ -33,6 +33,7 @@ from lib.data.selection import (
     UNCHECKED,
     UNTRUE,
     is_held_out,
+    select,
     trace_groups,
 )
 from lib.data.store import Store
@@ -145,6 +146,7 @@ def test_what_is_too_large_for_memory_comes_to_the_same(request_, tmp_path: Path
     parts.add(traces[:10] + traces[30:])
     parts.add(traces[20:30])
     monkeypatch.setattr(frames, "PART_ROWS", 7)
+    monkeypatch.setattr(frames, "PART_BYTES", 1)
     dealt = built(parts, reserved, **request_)
     for name in ("trace_ids", "content_sha256", "stats", "split", "matched", "dropped"):
         assert dealt.manifest[name] == whole.manifest[name], name
@@ -153,15 +155,31 @@ def test_what_is_too_large_for_memory_comes_to_the_same(request_, tmp_path: Path
     assert left_out[0].equals(left_out[1]) and len(left_out[0]) == 60 - len(whole.traces)
 
 
+def test_what_comes_to_the_store_meanwhile_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the names of the new segments, which are hashes: they stand before, between and after the others."""
+
+    def slow(store, *rest):
+        chosen = select(store, *rest)
+        for number in range(40, 50):
+            store.add(toys(number))
+        return chosen
+
+    alone = built(stored(tmp_path / "alone", *toys(*range(9))))
+    monkeypatch.setattr(module, "select", slow)
+    other = built(stored(tmp_path / "other", *toys(*range(9))))
+    names = ("content_sha256", "provenance", "trace_count")
+    assert [other.manifest[name] for name in names] == [alone.manifest[name] for name in names]
+    assert list(other.traces) == list(alone.traces)
+
+
 def test_what_has_no_room_to_be_put_in_order_says_where_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(frames, "PART_ROWS", 7)
     rows = frames.in_order([pl.DataFrame({"text": ["x"] * 20})], np.arange(20, dtype=np.int32), tmp_path)
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, most))
     try:
-        with pytest.raises(
-            RetraceError, match=r"temporary folder /.*: cannot be written \(File too large\); set TMPDIR"
-        ):
+        said = rf"temporary folder {tmp_path.parent}: cannot be written \(File too large\); set TMPDIR"
+        with pytest.raises(RetraceError, match=said):
             list(rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
