@@ -2,10 +2,10 @@
 
     use_forked_kernels()     # from now on, papermill's kernels in this process come from the server
 
-A run starts six kernels, and each would take a second or two to import IPython, jax, flax, orbax and matplotlib. The
-server imports them once; asked for a kernel, it forks, and the child goes on as `ipykernel_launcher` does. Each kernel
-is a process of its own as ever, in a session of its own, with the environment that it was given, and ends by itself
-where the server, which ends with its runner, is gone. A server under another environment is another server.
+A run starts six kernels, and each would take a second or two to import IPython, jax, flax, orbax, matplotlib and scipy.
+The server imports them once; asked for a kernel, it forks, and the child goes on as `ipykernel_launcher` does. Each
+kernel is a process of its own as ever, in a session of its own, with the environment that it was given, and ends by
+itself where the server, which ends with its runner, is gone. A server under another environment is another server.
 
 Nothing that is imported there may start a thread that a fork would lose: neither Polars nor an array of jax.
 """
@@ -172,7 +172,7 @@ def _serve(replies: int) -> None:
 
 def _become_kernel(server: int, arguments: list[str], environment: dict[str, str], folder: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    gc.freeze()  # all that was imported stays: were it looked through for garbage, a kernel would take twice as long
+    gc.freeze()  # all that was imported stays: looking through it for garbage takes a tenth of a second
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
@@ -189,6 +189,6 @@ def _become_kernel(server: int, arguments: list[str], environment: dict[str, str
 if __name__ == "__main__":
     if not sys.flags.safe_path:
         sys.path.pop(0)  # the folder that it was started in, which a kernel does not look in
-    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # numpy's threads are ready for a fork
+    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # numpy's and scipy's can be forked
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel does, but before
     _serve(int(sys.argv[1]))
