@@ -268,15 +268,25 @@ def _write_parquet(path: Path, frames: Iterator[pl.DataFrame]) -> None:
 def _same_or_refuse(found: Dataset, wanted: dict[str, Any]) -> Dataset:
     """What is there, where it is what was asked for; the key of other content is refused with the difference."""
     differs = [
-        f"{name} {_short(found.manifest[name])} there, {_short(wanted[name])} asked for"
-        for name in COMPARED
-        if found.manifest[name] != wanted[name]
+        f"{name} {_short(there)} there, {_short(here)} asked for"
+        for name, there, here in differing(found.manifest, wanted, COMPARED)
     ]
     if differs:
         raise RequestError(
             f"dataset {found.key}: already built and never changed; {'; '.join(differs)}. Give another dataset_version"
         )
     return found
+
+
+def differing(there: dict[str, Any], here: dict[str, Any], names: Iterable[str]) -> list[tuple[str, Any, Any]]:
+    """By which of these two manifests differ, each rule of curation by itself."""
+    there, here = (
+        manifest | {f"curation.{rule}": value for rule, value in manifest["curation"].items()}
+        for manifest in (there, here)
+    )
+    rules = [name for name in there | here if name.startswith("curation.")]
+    apart = [one for name in names for one in (rules if name == "curation" else [name])]
+    return [(name, there.get(name), here.get(name)) for name in apart if there.get(name) != here.get(name)]
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from lib.config import DatasetConfig
-from lib.data.dataset import Dataset
+from lib.data.dataset import Dataset, differing
 from lib.data.selection import trace_groups
 from lib.trace import Trace, canonical
 
@@ -252,11 +252,7 @@ def _differences(before: Trace, after: Trace) -> Iterator[Difference]:
 def _request(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """What was asked for differently, but for the name of the result."""
     names = [field.name for field in fields(DatasetConfig)]
-    return [
-        (name, before.get(name), after.get(name))
-        for name in names
-        if name not in ("dataset_name", "dataset_version") and before.get(name) != after.get(name)
-    ]
+    return differing(before, after, [name for name in names if name not in ("dataset_name", "dataset_version")])
 
 
 def _statistics(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:

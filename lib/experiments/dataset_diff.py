@@ -81,7 +81,7 @@ def summary(diff: DatasetDiff) -> Iterator[str]:
     if diff.request:
         yield f"asked for differently{_part(diff.request, FEW)}:"
     for name, before, after in diff.request[:FEW]:
-        yield f"  {name}: {_short(before, 36)} → {_short(after, 36)}"
+        yield f"  {_short(name, 30)}: {_short(before, 36)} → {_short(after, 36)}"
     moved = [row for row in diff.statistics if row[1] != row[2]]
     if moved:
         yield f"{f'statistics that differ{_part(moved, 2 * FEW)}':<44} {diff.before[:18]:>18} {diff.after[:18]:>18}"

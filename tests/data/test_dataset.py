@@ -467,6 +467,8 @@ def test_a_key_never_means_other_content(tmp_path: Path):
     first = built(store, limit=2)
     assert "already built and never changed; limit 2 there, 5 asked for" in refusal(store, limit=5)
     assert "selection_strategy latest there, random asked for" in refusal(store, selection_strategy="random", seed=1)
+    rules = CurationConfig(min_steps=1, unique=True)
+    assert "curation.min_steps 0 there, 1 asked for; curation.unique false there" in refusal(store, curation=rules)
     store.add(toys(3))
     error = refusal(store, limit=2)
     assert f"content_sha256 {first.manifest['content_sha256'][:12]}… there" in error and "dataset_version" in error

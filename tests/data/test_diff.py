@@ -31,8 +31,9 @@ def trace(question: str, answer: str = "1", steps: tuple[str, ...] = ("a",), id:
 def dataset(key: str, traces: list[Trace], **changes) -> Dataset:
     manifest = {
         "dataset_key": key, "dataset_name": key, "dataset_version": "v1", "filters": {}, "limit": None, "seed": None,
-        "selection_strategy": "latest", "trace_count": len(traces), "split": {"train": len(traces), "held_out": 0},
-        "stats": {"max_step_count": 1}, "dropped": {}, "lengths": {"min": 1, "mean": 1.0, "p95": 1, "max": 1},
+        "curation": {"unique": False}, "selection_strategy": "latest", "trace_count": len(traces),
+        "split": {"train": len(traces), "held_out": 0}, "stats": {"max_step_count": 1},
+        "dropped": {}, "lengths": {"min": 1, "mean": 1.0, "p95": 1, "max": 1},
         "provenance": {"sources": {"lab": len(traces)}},
         "content_sha256": "".join(map(content_sha256, traces)),
     }  # fmt: skip
@@ -168,9 +169,10 @@ def test_what_was_asked_for_differently_and_the_figures_of_both_stand_side_by_si
     traces = [trace("1?")]
     there = dataset("a", traces, limit=5, filters={"game": "x"}, dropped={"over the limit": 3})
     lengths = {"min": 1, "mean": 2.5, "p95": 3, "max": 4}
-    here = dataset("b", traces, limit=5, filters={"game": ["x", 1]}, stats={"max_step_count": 9}, lengths=lengths)
+    here = dataset("b", traces, limit=5, filters={"game": ["x", 1]}, stats={"max_step_count": 9}, lengths=lengths,
+                   curation={"unique": True})  # fmt: skip
     diff = diff_datasets(there, here)
-    assert diff.request == [("filters", {"game": "x"}, {"game": ["x", 1]})]
+    assert sorted(diff.request) == [("curation.unique", False, True), ("filters", {"game": "x"}, {"game": ["x", 1]})]
     assert {name: rest for name, *rest in diff.statistics} == {
         "traces": [1, 1], "train": [1, 1], "held_out": [0, 0], "max_step_count": [1, 9], "source lab": [1, 1],
         "left out: over the limit": [3, None], "tokens, min": [1, 1], "tokens, mean": [1.0, 2.5],

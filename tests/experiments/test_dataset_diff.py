@@ -114,7 +114,7 @@ def hostile(home: Path) -> tuple[Dataset, Dataset]:
             "dataset_key": every + name, "trace_count": len(chosen), "split": {every: 1}, "stats": {every: 0.5},
             "provenance": {"sources": {every: 3}}, "dropped": {every: 4}, "content_sha256": name,
             "filters": {every: name}, "lengths": {"min": 1, "mean": 1.0, "p95": 1, "max": 1, "trained_tokens": 1,
-            "longest": [], "counts": {"1": 1}},
+            "longest": [], "counts": {"1": 1}}, "curation": {every: name},
         }  # fmt: skip
         found.append(Dataset(home, manifest, chosen))
     return tuple(found)
