@@ -185,7 +185,8 @@ def dataset_validate(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     if problem:
         raise RetraceError(problem)
-    say(f"all fit; the longest is {found.longest[0].id} ({found.longest[0].tokens} tokens)")
+    fit = "all fit" if found.examples == examples else f"{found.examples} of {examples} measured: all fit"
+    say(f"{fit}; the longest is {found.longest[0].id} ({found.longest[0].tokens} tokens)")
 
 
 def dataset_list(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from lib.data.json_files import Pieces, read_pieces
 from lib.data.mapping import UNMAPPED, Mapping, parse_mapped
-from lib.data.records import parse_record
+from lib.data.records import UNKNOWN, parse_record
 from lib.data.sources import Source, find_sources, open_source
 from lib.data.store import Batch, Store
 from lib.data.tables import SEPARATORS, read_csv, read_parquet
@@ -170,7 +170,8 @@ def _count_rejected(counts: _Counts, name: str, record: Rejected) -> None:
     }
     counts.rejects.write(msgspec.json.encode(entry) + b"\n")
     fault = f"field {record.field}: expected {record.expected}, got {record.got}"
-    if record.expected == UNMAPPED and any(name in complaint and fault in complaint for complaint in counts.complaints):
+    same_in_all = record.expected in (UNKNOWN, UNMAPPED)
+    if same_in_all and any(name in complaint and fault in complaint for complaint in counts.complaints):
         return  # the same in all records of the file
     if len(counts.complaints) < SHOWN_RECORDS:
         counts.complaints.append(f"{name}:{record.line}: {fault}")

@@ -86,6 +86,12 @@ class _Evaluation(Trace, kw_only=True):
 
 _SCORED = frozenset({"completion", "score", "verdict", "num_tokens", "logprob"})
 _FOREIGN = (_Messages, _PromptCompletion, _QuestionAnswer)
+UNKNOWN = (
+    "the fields of a trace, prompt and completion, question and answer, or messages; for others give a mapping "
+    "(--mapping FILE.yaml, see docs/importing.md)"
+)
+_SHAPES = (_Evaluation, _TraceExport, _TunixSft, _TrainingExample, *_FOREIGN)
+_FIELDS = frozenset().union(*(shape.__struct_fields__ for shape in _SHAPES)) - {"id", "metadata", "meta"}
 _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -96,6 +102,8 @@ def parse_record(raw: bytes) -> Trace:
     except (ValueError, RecursionError):
         return parse_trace(raw)  # which says what is wrong
     shape = shape_of(keys)
+    if keys and keys.isdisjoint(_FIELDS):
+        raise InvalidTrace("record", UNKNOWN, f"only {shown(', '.join(keys))}")
     if shape is Trace:
         return parse_trace(raw)
     try:

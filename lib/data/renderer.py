@@ -96,7 +96,7 @@ def render_example(trace: Trace, recipe: str = "trace_sft_v1", system_instructio
     """The trace as a training item. Raises RequestError, naming the trace, for a control token in its text."""
     if recipe not in RECIPES:
         raise RequestError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
-    refuse_control_tokens_in(trace)
+    refuse_control_tokens(f"trace {trace.id}", *_texts(trace))
     steps = [] if recipe == "answer_sft_v1" else [step.content for step in trace.steps]
     response = render_response(steps, trace.final_answer)
     return Example(trace.id, render_prompt(trace.prompt, system_instruction), response)
@@ -176,10 +176,13 @@ def parse_response(response: str) -> ParsedResponse:
     return ParsedResponse(steps, answer if found else None)
 
 
-def refuse_control_tokens_in(trace: Trace) -> None:
-    """Raises RequestError where a text of the trace would become a control token of the chat template."""
-    contents = [step.content for step in trace.steps]
-    refuse_control_tokens(f"trace {trace.id}", trace.prompt, *contents, trace.final_answer)
+def has_control_token(trace: Trace) -> bool:
+    """Whether a text of the trace would become a control token of the chat template: it is refused when rendered."""
+    return any(map(_CONTROL.search, _texts(trace)))
+
+
+def _texts(trace: Trace) -> list[str]:
+    return [trace.prompt, *[step.content for step in trace.steps], trace.final_answer]
 
 
 def refuse_control_tokens(name: str, *texts: str) -> None:

@@ -24,7 +24,7 @@ from msgspec import Struct
 from lib.config import DatasetConfig, TracesConfig
 from lib.data.duplicates import NearDuplicates
 from lib.data.frames import in_order
-from lib.data.renderer import CONTROL_IN_JSON, refuse_control_tokens_in
+from lib.data.renderer import CONTROL_IN_JSON, has_control_token
 from lib.data.store import Store, first_of_each, read_facts, read_segment, traces_in
 from lib.errors import RequestError
 from lib.tasks import TASKS, group_keys
@@ -33,6 +33,7 @@ from lib.trace import Trace, shown
 HELD_OUT_PERCENT = 5
 NOT_PLAYED = "of another seed, count or engine than traces asks for"
 OVER_LIMIT, DUPLICATE, NEAR_DUPLICATE = "over the limit", "a duplicate of another", "nearly a duplicate of another"
+CONTROL = "with a control token of the chat template, such as <eos>, in a text"
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
 SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
 KNOWN_FACTS = 100_000  # of which is remembered what was found out from them
@@ -94,8 +95,7 @@ def select(
 ) -> Selection:
     """What the request chooses from the store; files larger than memory are made in the folder `scratch`.
 
-    `reserved` and `generated` are those of `build_dataset`. Raises RequestError where nothing is chosen, and for a
-    control token in a text of what is.
+    `reserved` and `generated` are those of `build_dataset`. Raises RequestError where nothing is chosen.
     """
     name, segments = f"{request.dataset_name}-{request.dataset_version}", store.segments()
     judge = _Judge(request, reserved, generated)
@@ -115,7 +115,6 @@ def select(
         order = _without(order, np.array(apart, bool), codes, judge.code(NEAR_DUPLICATE))
     if request.limit is not None:
         order = _without(order, np.arange(len(order)) < request.limit, codes, judge.code(OVER_LIMIT))
-    suspects = order[index.pop("suspect")[order]]
     facts = pl.DataFrame({name: values[codes == CHOSEN] for name, values in index.items()})
     counts = np.bincount(facts.drop_in_place("source").to_numpy(), minlength=len(judge.sources)).tolist()
     sources = {source: count for source, count in sorted(zip(judge.sources, counts, strict=True)) if count}
@@ -126,10 +125,6 @@ def select(
             f"dataset {name}: all {made.matched} traces that match are left out ({reasons}); "
             "generate or import others, or change the filters"
         )
-    if len(suspects):
-        for frame in in_order(frames_of(segments, "record"), _places(suspects, len(codes)), scratch):
-            for trace in traces_in(frame, store.folder):
-                refuse_control_tokens_in(trace)
     return made
 
 
@@ -204,7 +199,6 @@ class _Judge:
             "code": self._codes_of(frame, found, texts, metas),
             **self._keys(frame, metas),
             **{name: found[name] for name in ("steps", "characters", "held_out", "source")},
-            "suspect": frame["suspect"].to_numpy(),
         }
         if rule.unique:
             digests = np.array(list(map(_text_digest, texts)), "S16").view(">u8").reshape(-1, 2)
@@ -272,6 +266,9 @@ class _Judge:
             letters, known = (whole.str.count_matches(kind).to_numpy() for kind in self._letters)
             reason = f"of less than {rule.min_in_scripts:g} letters in {' or '.join(rule.scripts)}"
             leave_out(known < rule.min_in_scripts * letters, reason)
+        suspects = np.flatnonzero(frame["suspect"].to_numpy() & (codes == CHOSEN))
+        for place, trace in zip(suspects, traces_in(frame.select("record")[suspects], "the store"), strict=True):
+            codes[place] = self.code(CONTROL) if has_control_token(trace) else CHOSEN
         if rule.verified:
             left = np.flatnonzero(codes == CHOSEN)
             untrue = map(_found_by_engine, traces_in(frame.select("record")[left], "the store"))

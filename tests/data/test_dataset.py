@@ -26,6 +26,7 @@ from lib.data.duplicates import jaccard, runs_of
 from lib.data.importing import import_files
 from lib.data.renderer import encode_example, render_example
 from lib.data.selection import (
+    CONTROL,
     DUPLICATE,
     NEAR_DUPLICATE,
     NOT_PLAYED,
@@ -441,17 +442,15 @@ def test_of_a_large_dataset_the_lengths_are_those_of_a_part_of_it(tmp_path: Path
 
 
 @pytest.mark.parametrize("token", ["<eos>", "\\u003ceos>", "<\\u0065os\\u003E", "<eo\\u0073>"])
-def test_a_control_token_is_refused_however_json_spells_it(token: str, tmp_path: Path):
+def test_a_text_with_a_control_token_is_left_out_however_json_spells_it(token: str, tmp_path: Path):
     plain, name = tmp_path / "own.jsonl", "the one"
     record = to_json(toy(1, id=name)).decode()
     plain.write_text(record.replace("is 1", f"is {token}") + "\n" + to_json(toy(2)).decode() + "\n")
     store = Store(tmp_path / "store")
     assert import_files(store, [plain]).added == 2
-    said = refusal(store)
-    assert said == refusal(store, limit=2) and said.startswith(
-        f"trace {name}: its text holds the control token '<eos>'"
-    )
-    assert numbers(built(store, limit=1)) == [2]  # of what is left out the text does not matter
+    dataset = built(store, limit=2)
+    assert numbers(dataset) == [2] and dataset.manifest["dropped"] == {CONTROL: 1}
+    assert pl.read_parquet(dataset.folder / "dropped.parquet").select("id", "reason").rows() == [(name, CONTROL)]
 
 
 def test_the_same_request_twice_is_the_same_dataset(tmp_path: Path):

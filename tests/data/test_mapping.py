@@ -102,6 +102,16 @@ def test_f07_f11_mapped_lines_are_accounted_for_whatever_their_ends(tmp_path: Pa
     assert len(hashes) == 1
 
 
+def test_records_of_none_of_the_shapes_are_told_once_a_file_and_pointed_to_a_mapping(tmp_path: Path):
+    file = tmp_path / "quiz.jsonl"
+    file.write_text('{"Q": "2 + 2?", "Why": "2 and 2", "id": "a"}\n' * 3)
+    with pytest.raises(RequestError) as error:
+        import_files(Store(tmp_path / "store"), [file])
+    first, rest = str(error.value).splitlines()
+    assert first.startswith(f"{file}:1: field record: expected ") and first.endswith("got only 'Q, Why, id'")
+    assert "give a mapping (--mapping FILE.yaml, see docs/importing.md)" in first and rest.startswith("and 2 more")
+
+
 def test_fields_that_nothing_is_said_of_are_told_once_a_file(tmp_path: Path):
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join(json.dumps(RECORD | {"Q": str(n), "a": 1, "b": 2}) for n in range(9)))

@@ -86,6 +86,8 @@ def test_validate_tells_what_would_not_fit_and_the_longest(duel: Dataset, capsys
     told = capsys.readouterr().out
     assert told.startswith("duel-v1: 40 examples, ") and f"; max_length {longest.tokens}\n" in told
     assert told.endswith(f"all fit; the longest is {longest.id} ({longest.tokens} tokens)\n")
+    assert main(["dataset", "validate", "duel-v1", "--samples", "3"]) == 0
+    assert "\n3 of 40 measured: all fit; the longest is " in capsys.readouterr().out
     assert main(["dataset", "validate", "duel-v1", "--max-length", str(longest.tokens - 1)]) == 1
     error = capsys.readouterr().err
     assert f" of 40 examples are longer than model.max_length {longest.tokens - 1}: {longest.id} (" in error
