@@ -20,7 +20,7 @@ import msgspec
 
 from lib.config import build, parse_yaml
 from lib.data.reasoning import split_steps
-from lib.data.records import Message, exchange_of, mapping_hint, plain_trace, reasoning_of, shape_of
+from lib.data.records import UNKNOWN, Message, exchange_of, mapping_hint, plain_trace, reasoning_of, shape_of
 from lib.errors import RequestError
 from lib.trace import InvalidTrace, Trace, read_strictly, shown, trace_from
 
@@ -86,10 +86,7 @@ def check_columns(columns: list[str], mapping: Mapping | None, where: str) -> No
         known = [field.name for field in fields]
         missing = [field.name for field in fields if field.required and field.name not in columns]
         if missing:
-            raise RequestError(
-                f"{where}: columns {_named(columns)}: expected prompt and completion, question and answer, or "
-                "messages; for others give a mapping (--mapping FILE.yaml, see docs/importing.md)"
-            )
+            raise RequestError(f"{where}: columns {_named(columns)}: expected {UNKNOWN}")
     if missing:
         raise RequestError(f"{where}: columns: the mapping names {_named(missing)}, the file has {_named(columns)}")
     if unknown := [column for column in columns if column not in known]:

@@ -87,8 +87,8 @@ class _Evaluation(Trace, kw_only=True):
 _SCORED = frozenset({"completion", "score", "verdict", "num_tokens", "logprob"})
 _FOREIGN = (_Messages, _PromptCompletion, _QuestionAnswer)
 UNKNOWN = (
-    "the fields of a trace, prompt and completion, question and answer, or messages; for others give a mapping "
-    "(--mapping FILE.yaml, see docs/importing.md)"
+    "prompt and completion, question and answer, or messages; for others give a mapping (--mapping FILE.yaml, see "
+    "docs/importing.md)"
 )
 _SHAPES = (_Evaluation, _TraceExport, _TunixSft, _TrainingExample, *_FOREIGN)
 _FIELDS = frozenset().union(*(shape.__struct_fields__ for shape in _SHAPES)) - {"id", "metadata", "meta"}
