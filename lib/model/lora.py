@@ -1,9 +1,9 @@
-"""LoRA (arXiv 2106.09685): two thin matrices are trained beside each frozen projection: x W + x A B × alpha / rank.
+"""LoRA (arXiv 2106.09685): two thin matrices are trained beside each frozen projection: W x + B A x × alpha / rank.
 
     config = LoraConfig(rank=8, alpha=16.0, projections=["query", "value"])
     graph, params = with_adapters(base.graph, base.params, config, seed=42)
     frozen, adapters = split(params)          # what stays, and what is trained and saved
-    merged(params, config)                    # weights of the ordinary model that computes the same: W + A B × …
+    merged(params, config)                    # weights of the ordinary model that computes the same: W + B A × …
 
 B begins at zero, so that until the first update the adapted model is the base, exactly. A projection is named as in
 gemma.py: query, key, value and output of the attention, gate, up and down of the feed-forward.
@@ -18,27 +18,27 @@ from flax import nnx
 
 from lib.config import LoraConfig
 from lib.model.gemma import Gemma
+from lib.model.mesh import LETTERS
 
 BLOCKS = {"query": "attention", "key": "attention", "value": "attention", "output": "attention"}
 BLOCKS |= {"gate": "feed_forward", "up": "feed_forward", "down": "feed_forward"}
-INPUT_AXES = {"output": 2}  # N and H; the others read from one axis
 ADAPTERS = "adapters"
 
 Params = dict
 
 
 class Adapter(nnx.Module):
-    """x [..., in] → x A B × alpha / rank [..., out], where `in` and `out` may be several axes; R is the rank."""
+    """x [..., in] → B A x × alpha / rank [..., out]: A [R, in], B [out, R], `in` and `out` may be several axes."""
 
-    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], config: LoraConfig, rngs: nnx.Rngs):
+    def __init__(self, outputs: tuple[int, ...], inputs: tuple[int, ...], config: LoraConfig, rngs: nnx.Rngs):
         bound = math.prod(inputs) ** -0.5  # as peft draws it
-        self.a = nnx.LoRAParam(jax.random.uniform(rngs.params(), (*inputs, config.rank), jnp.float32, -bound, bound))
-        self.b = nnx.LoRAParam(jnp.zeros((config.rank, *outputs), jnp.float32))
-        self.input_axes, self.scale = len(inputs), config.alpha / config.rank
+        self.a = nnx.LoRAParam(jax.random.uniform(rngs.params(), (config.rank, *inputs), jnp.float32, -bound, bound))
+        self.b = nnx.LoRAParam(jnp.zeros((*outputs, config.rank), jnp.float32))
+        self.inputs, self.scale = tuple(range(-len(inputs), 0)), config.alpha / config.rank
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        narrow = jnp.tensordot(x, self.a[...], axes=self.input_axes)  # [..., R]
-        return jnp.tensordot(narrow, self.b[...], axes=1) * self.scale
+        narrow = jnp.tensordot(x, self.a[...], axes=(self.inputs, self.inputs))  # [..., R]
+        return jnp.tensordot(narrow, self.b[...], axes=((-1,), (-1,))) * self.scale
 
 
 def add_adapters(model: Gemma, config: LoraConfig, rngs: nnx.Rngs) -> None:
@@ -46,8 +46,9 @@ def add_adapters(model: Gemma, config: LoraConfig, rngs: nnx.Rngs) -> None:
     for layer in model.layers:
         for name in config.projections:
             block = getattr(layer, BLOCKS[name])
-            shape, axes = getattr(block, name).shape, INPUT_AXES.get(name, 1)
-            block.adapters[name] = Adapter(shape[:axes], shape[axes:], config, rngs)
+            shape = getattr(block, name).shape
+            outputs = LETTERS[name].index("←")
+            block.adapters[name] = Adapter(shape[:outputs], shape[outputs:], config, rngs)
 
 
 def with_adapters(graph: nnx.GraphDef, params: Params, config: LoraConfig, seed: int) -> tuple[nnx.GraphDef, Params]:
@@ -100,5 +101,5 @@ def merged(params: Params, config: LoraConfig) -> Params:
 
 
 def _added(weight: jax.Array, adapter: Params, config: LoraConfig) -> jax.Array:
-    update = jnp.tensordot(adapter["a"], adapter["b"], axes=1) * (config.alpha / config.rank)
+    update = jnp.tensordot(adapter["b"], adapter["a"], axes=1) * (config.alpha / config.rank)
     return (weight.astype(jnp.float32) + update.astype(jnp.float32)).astype(weight.dtype)

@@ -25,11 +25,12 @@ from lib.errors import RequestError
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# Every matrix by the letters of its axes (gemma.py), and what each letter is split over; a vector is whole everywhere.
+# Every matrix by the letters of its axes (gemma.py), of a projection out ← in, and what each letter is split over; a
+# vector is whole everywhere.
 LETTERS = {
     "embedding": "VD",
-    "query": "DNH", "key": "DKH", "value": "DKH", "output": "NHD",
-    "gate": "DF", "up": "DF", "down": "FD",
+    "query": "NH←D", "key": "KH←D", "value": "KH←D", "output": "D←NH",
+    "gate": "F←D", "up": "F←D", "down": "D←F",
 }  # fmt: skip
 OVER = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 WORDS = {"D": "embed_dim", "N": "num_heads", "F": "hidden_dim"}
@@ -122,13 +123,12 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _letters(path: tuple) -> str:
-    """The axes of a leaf by its path, empty where it is no matrix. LoRA's a has its projection's inputs, b the rest."""
+    """The axes of a leaf by its path, empty where it is no matrix; LoRA's have its projection's outputs, or inputs."""
     names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     if names[-3:-2] == ["adapters"]:
-        letters = LETTERS[names[-2]]
-        inputs = 2 if names[-2] == "output" else 1
-        return letters[:inputs] + "R" if names[-1] == "a" else "R" + letters[inputs:]
-    return LETTERS.get(names[-1], "") if names else ""
+        outputs, _, inputs = LETTERS[names[-2]].partition("←")
+        return "R" + inputs if names[-1] == "a" else outputs + "R"
+    return LETTERS.get(names[-1], "").replace("←", "") if names else ""
 
 
 def _spec(letters: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

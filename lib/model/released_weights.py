@@ -3,7 +3,8 @@
     params = read_weights(folder, config, shapes)       # safetensors, in one file or in shards with an index
     write_weights(folder, config, params)               # the same the other way: no number changes
 
-    model.layers.3.mlp.up_proj.weight [F, D]    ↔    params["layers"][3]["feed_forward"]["up"] [D, F]
+    model.layers.3.mlp.up_proj.weight [F, D]            ↔    params["layers"][3]["feed_forward"]["up"] [F, D]
+    model.layers.3.self_attn.q_proj.weight [N × H, D]   ↔    params["layers"][3]["attention"]["query"] [N, H, D]
 
 Of a gemma3 folder the parts for pictures are left aside: `vision_tower` and `multi_modal_projector`. All headers are
 checked before the first number is read, and pickles are never opened. Written is the text model alone, block by block.
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from lib.errors import RequestError
 from lib.files import atomic_open, write_json
 from lib.model.gemma import GemmaConfig
+from lib.model.mesh import LETTERS
 from lib.model.released_config import generation_of, json_object
 
 # ---- names ----------------------------------------------------------------------------------------------------
@@ -35,15 +37,15 @@ LAYOUTS = {
     "model.language_model.": ("lm_head.weight", ("model.vision_tower.", "model.multi_modal_projector.")),
 }
 OUTSIDE = {"embedding": "embed_tokens", "final_norm": "norm"}
-# Of layer N, between `layers.N.` and `.weight`. A linear layer is stored [out, in] there and [in…, out…] here.
+# Of layer N, between `layers.N.` and `.weight`. A linear layer is stored [out, in] there and [out…, in…] here.
 LINEAR = {
-    "attention.query":   ("D→NH", "self_attn.q_proj"),
-    "attention.key":     ("D→KH", "self_attn.k_proj"),
-    "attention.value":   ("D→KH", "self_attn.v_proj"),
-    "attention.output":  ("NH→D", "self_attn.o_proj"),
-    "feed_forward.gate": ("D→F", "mlp.gate_proj"),
-    "feed_forward.up":   ("D→F", "mlp.up_proj"),
-    "feed_forward.down": ("F→D", "mlp.down_proj"),
+    "attention.query":   "self_attn.q_proj",
+    "attention.key":     "self_attn.k_proj",
+    "attention.value":   "self_attn.v_proj",
+    "attention.output":  "self_attn.o_proj",
+    "feed_forward.gate": "mlp.gate_proj",
+    "feed_forward.up":   "mlp.up_proj",
+    "feed_forward.down": "mlp.down_proj",
 }  # fmt: skip
 NORMS = {
     #                          Gemma 1                     Gemma 2                       Gemma 3
@@ -57,38 +59,28 @@ NORMS = {
 
 
 class Place(NamedTuple):
-    """Where a leaf lies: the tensor, its shape there, and how many axes of ours, the first, its last one is made of.
-
-    No axes: it is stored as it is here. Both ways of a linear layer [in…, out…] with shape [out, in] there:
-
-        ours = theirs.T.reshape(shape)        theirs = ours.reshape(in, out).T
-    """
+    """Where a leaf lies: the tensor, and its shape there; the numbers are in the same order."""
 
     name: str
     shape: tuple[int, ...]
-    inputs: int
 
 
 def place(path: tuple[str | int, ...], shape: tuple[int, ...], config: GemmaConfig, prefix: str = "model.") -> Place:
     """The place of a leaf by its path in the tree of weights.
 
-    ("layers", 3, "feed_forward", "up"), [D, F]  →  model.layers.3.mlp.up_proj.weight, [F, D], 1
+    ("layers", 3, "attention", "query"), [N, H, D]  →  model.layers.3.self_attn.q_proj.weight, [N × H, D]
     """
     if path[0] in OUTSIDE:
-        return Place(f"{prefix}{OUTSIDE[path[0]]}.weight", shape, 0)
+        return Place(f"{prefix}{OUTSIDE[path[0]]}.weight", shape)
     generation = generation_of(config)
     _, number, *rest = path
     own = ".".join(rest)
     if own in LINEAR:
-        axes, theirs = LINEAR[own]
-        inputs = axes.index("→")
-        return Place(f"{prefix}layers.{number}.{theirs}.weight", _stored_shape(shape, inputs), inputs)
+        outputs = LETTERS[rest[-1]].index("←")
+        stored = math.prod(shape[:outputs]), math.prod(shape[outputs:])
+        return Place(f"{prefix}layers.{number}.{LINEAR[own]}.weight", stored)
     theirs = NORMS[own.removesuffix(".scale")][generation - 1]
-    return Place(f"{prefix}layers.{number}.{theirs}.weight", shape, 0)
-
-
-def _stored_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
-    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    return Place(f"{prefix}layers.{number}.{theirs}.weight", shape)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------
@@ -232,9 +224,9 @@ def _header(path: Path) -> list[Tensor]:
 
 
 def _read(tensors: dict[str, Tensor], found: Place, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-    """One leaf in our layout, filled block by block through a view of it that is in theirs."""
+    """One leaf, filled block by block."""
     ours = _aligned(shape, dtype)
-    theirs = ours.reshape(math.prod(shape[: found.inputs]), -1).T if found.inputs else ours
+    theirs = ours.reshape(found.shape)
     row = 0
     for block in _blocks(tensors[found.name]):
         theirs[row : row + len(block)] = block
@@ -293,9 +285,8 @@ def _write_shard(path: Path, shard: list[_Placed]) -> None:
 
 
 def _bytes(own: _Placed) -> Iterator[bytes]:
-    """The numbers of one leaf in their layout, some megabytes at a time."""
-    ours = np.asarray(own.leaf)
-    theirs = ours.reshape(math.prod(ours.shape[: own.place.inputs]), -1).T if own.place.inputs else ours
+    """The numbers of one leaf, some megabytes at a time."""
+    theirs = np.asarray(own.leaf).reshape(own.place.shape)
     rows = max(1, BLOCK_BYTES // (4 * math.prod(theirs.shape[1:])))
     for start in range(0, len(theirs), rows):
         yield theirs[start : start + rows].astype(own.dtype).tobytes()

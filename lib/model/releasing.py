@@ -58,7 +58,7 @@ def adapter_fields(model: Model) -> dict[str, Any]:
         "lora_alpha": model.lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(LINEAR[f"{BLOCKS[name]}.{name}"][1].split(".")[1] for name in model.lora.projections),
+        "target_modules": sorted(LINEAR[f"{BLOCKS[name]}.{name}"].split(".")[1] for name in model.lora.projections),
         "inference_mode": True,
     }
 
@@ -71,8 +71,8 @@ def _peft_tensor(path: tuple[str | int, ...], leaf: jax.Array, model: Model) -> 
     *block, _, name, kind = path
     own = place((*block, name), model.params["layers"][path[1]][path[2]][name].shape, model.config).name
     rank = model.lora.rank
-    matrix = np.asarray(leaf).reshape((-1, rank) if kind == "a" else (rank, -1)).T
-    return f"base_model.model.{own.removesuffix('.weight')}.lora_{kind.upper()}.weight", np.ascontiguousarray(matrix)
+    matrix = np.asarray(leaf).reshape((rank, -1) if kind == "a" else (-1, rank))
+    return f"base_model.model.{own.removesuffix('.weight')}.lora_{kind.upper()}.weight", matrix
 
 
 def weights_dtype(model: Model) -> str:

@@ -8,33 +8,42 @@ batching; Yu et al., "Orca", OSDI 2022):
                 . 2 4 11 9 17 21 | answer → → → → → → → → → → → →       . . . . 2 4 7 12 | answer → → →
 
 Each row counts its own tokens and sees its own part of the cache, so that neither what stands beside it nor when it
-came changes its padding, its numbers or the compiled program. The next token is the likeliest one, or at a temperature
-above 0 one drawn by the Gumbel-max trick, from what top-k and top-p leave. A row draws from a stream of its own, made
-of the seed, the prompt and how often the same prompt came before: whoever asks a prompt five times gets five samples,
-the same ones in any company.
+came changes its padding, its numbers or the compiled program. On a CPU the rows are divided among lanes, one for each
+core, which take their prompts from one queue. The next token is the likeliest one, or at a temperature above 0 one
+drawn by the Gumbel-max trick, from what top-k and top-p leave. A row draws from a stream of its own, made of the seed,
+the prompt and how often the same prompt came before: whoever asks a prompt five times gets five samples, the same ones
+in any company.
 """
 
+import os
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from queue import SimpleQueue
+from threading import Event, Lock
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from lib.config import SamplingConfig
 from lib.model.gemma import Gemma, LayerCache, causal_mask, positions
 from lib.model.mesh import by_heads, by_rows, mesh_of, on_mesh, row_devices, spread_rows
 from lib.model.processes import whole
 
-WIDTH_MULTIPLE = 32  # to which a prompt is padded where it is read
+WIDTH_MULTIPLE = 16  # to which a prompt is padded where it is read
 PLACES_MULTIPLE = 64  # and in the cache, where more of them can then take each other's rows
 REFILLS = 4  # one row in so many waits for others before it is refilled, as prompts are read faster together
+LANE_ROWS = 8  # as many rows at least to a lane, as reading a weight takes as long for fewer
 GREEDY = SamplingConfig()
+
+Found = TypeVar("Found")
 
 
 class Completion(NamedTuple):
@@ -100,35 +109,108 @@ def generate(
     it, as many on each device: `batch_size` is then rounded up.
     """
     answers: list[Completion | None] = [None] * len(prompts)
-    drawing, keys = replace(sampling, samples=1, seed=0), _keys(prompts, sampling)
-    stops, mesh = np.array(stop_ids, np.int32), mesh_of(params)
-    devices = row_devices(mesh)
-    B = _rounded(batch_size, devices)  # as many on each device
+    keys, mesh = _keys(prompts, sampling), mesh_of(params)
+    work = _Work(graph, params, prompts, keys, stop_ids, max_new_tokens, replace(sampling, samples=1, seed=0), mesh)
+    devices, lanes = row_devices(mesh), _lanes(mesh, batch_size)
+    B = _rounded(-(-batch_size // lanes), devices)  # as many on each device
     R = _rounded(-(-B // REFILLS), devices)
-    for places, waiting in _groups([len(prompt) for prompt in prompts], R).items():
-        free, asked = list(range(B)), {}
-        with on_mesh(mesh):
-            rows = None  # or its cache would stay while the next one is made
-            rows = _no_rows(graph, params, B, places, max_new_tokens)
-            while waiting or asked:
-                while waiting and len(free) >= len(waiting[0].members):
-                    width, members = waiting.pop(0)
-                    at = [free.pop() for _ in members]
-                    asked |= dict(zip(at, members, strict=True))
-                    spare = R - len(members)  # read, as there are always R, and put nowhere
-                    fields = (*_left_padded([prompts[i] for i in members], width, R), keys[members + [0] * spare])
-                    if mesh is not None:
-                        fields = tuple(spread_rows(field, mesh) for field in fields)
-                    rows = _admit(graph, params, rows, *fields, np.array(at + [B] * spare), stops, drawing)
-                enough = len(waiting[0].members) if waiting else B
-                rows = _decode(graph, params, rows, stops, np.int32(enough), drawing)
-                done, output, logprob = whole(rows.done), whole(rows.output), whole(rows.logprob)
-                ended = [row for row in asked if done[row]]
-                for row in ended:
-                    answers[asked.pop(row)] = _cut(output[row].tolist(), stop_ids, float(logprob[row]))
-                free += ended
+    with on_mesh(mesh):
+        for places, waiting in _groups([len(prompt) for prompt in prompts], R).items():
+            one_at_a_time = Lock()
+            for ended in _side_by_side([_answer(work, places, waiting, B, R, one_at_a_time) for _ in range(lanes)]):
+                for index, answer in ended.items():
+                    answers[index] = answer
                 on_done(len(ended))
     return answers
+
+
+class _Work(NamedTuple):
+    """What is the same for all prompts of a call, and these."""
+
+    graph: nnx.GraphDef
+    params: dict
+    prompts: list[list[int]]
+    keys: np.ndarray  # [P, 2] uint32
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingConfig
+    mesh: Mesh | None
+
+
+def _lanes(mesh: Mesh | None, batch_size: int) -> int:
+    """How many programs decode side by side, each its own rows.
+
+    On a CPU as many as cores: the products of a few rows with each weight wait for memory, and what stands between them
+    is too little to be shared, so that two cores are hardly faster than one with the same rows. A mesh and a GPU have
+    one program.
+    """
+    if mesh is not None or jax.default_backend() != "cpu":
+        return 1
+    return max(1, min(int(os.environ["NPROC"]), batch_size // LANE_ROWS))
+
+
+def _answer(
+    work: _Work, places: int, waiting: list[_Batch], B: int, R: int, one_at_a_time: Lock
+) -> Iterator[dict[int, Completion]]:
+    """Takes from the prompts that wait, R at once, until none is left, and yields answers by their prompts' indices."""
+    stops, shared = np.array(work.stop_ids, np.int32), (work.graph, work.params)
+    free, asked = list(range(B)), {}
+    with one_at_a_time:  # what one lane has compiled the others need not
+        rows = _no_rows(*shared, B, places, work.max_new_tokens)
+    while waiting or asked:
+        with one_at_a_time:
+            while waiting and len(free) >= len(waiting[0].members):
+                batch = waiting.pop(0)
+                at = [free.pop() for _ in batch.members]
+                asked |= dict(zip(at, batch.members, strict=True))
+                at += [B] * (R - len(at))  # there are always R that are read; the spare ones are put nowhere
+                rows = _admit(*shared, rows, *_read(work, batch, R), np.array(at), stops, work.sampling)
+            enough = len(waiting[0].members) if waiting else B
+            rows = _decode(*shared, rows, stops, np.int32(enough), work.sampling)
+        done, output, logprob = whole(rows.done), whole(rows.output), whole(rows.logprob)
+        ended = [row for row in asked if done[row]]
+        free += ended
+        yield {asked.pop(row): _cut(output[row].tolist(), work.stop_ids, float(logprob[row])) for row in ended}
+
+
+def _read(work: _Work, batch: _Batch, R: int) -> tuple[np.ndarray | jax.Array, ...]:
+    """Tokens, valid and keys of R rows; those beyond the batch repeat prompts."""
+    tokens, valid = _left_padded([work.prompts[index] for index in batch.members], batch.width, R)
+    spare = [0] * (R - len(batch.members))
+    fields = tokens, valid, work.keys[batch.members + spare]
+    return fields if work.mesh is None else tuple(spread_rows(field, work.mesh) for field in fields)
+
+
+def _side_by_side(lanes: list[Iterator[Found]]) -> Iterator[Found]:
+    """What the lanes yield, as it comes, each from a thread of its own; where one fails, or nobody asks on, all end."""
+    if len(lanes) == 1:
+        yield from lanes[0]
+        return
+    found: SimpleQueue[Found | None] = SimpleQueue()
+    stopped = Event()
+
+    def follow(lane: Iterator[Found]) -> None:
+        try:
+            for some in lane:
+                found.put(some)
+                if stopped.is_set():
+                    break
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            found.put(None)
+
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        try:
+            running = [threads.submit(follow, lane) for lane in lanes]
+            for _ in lanes:
+                while (some := found.get()) is not None:
+                    yield some
+            for lane in running:
+                lane.result()
+        finally:
+            stopped.set()
 
 
 def likelihoods(

@@ -80,16 +80,16 @@ def rotated(x: np.ndarray) -> np.ndarray:
 def attended(x: np.ndarray, own: dict) -> np.ndarray:
     """Each query head looks, with softmax weights, at the places up to its own through its group's key-value head."""
     query, key, value, output = (own[name] for name in ("query", "key", "value", "output"))
-    T, N, H = len(x), query.shape[1], query.shape[2]
-    queries, keys = rotated(np.einsum("TD,DNH->TNH", x, query)), rotated(np.einsum("TD,DKH->TKH", x, key))
-    values, mixed = np.einsum("TD,DKH->TKH", x, value), np.zeros((T, N, H))
+    T, N, H = len(x), query.shape[0], query.shape[1]
+    queries, keys = rotated(np.einsum("TD,NHD->TNH", x, query)), rotated(np.einsum("TD,KHD->TKH", x, key))
+    values, mixed = np.einsum("TD,KHD->TKH", x, value), np.zeros((T, N, H))
     for t in range(T):
         for n in range(N):
-            k = n // (N // key.shape[1])
+            k = n // (N // key.shape[0])
             scores = np.array([queries[t, n] @ keys[s, k] / np.sqrt(H) for s in range(t + 1)])
             shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
             mixed[t, n] = sum(share * values[s, k] for s, share in enumerate(shares))
-    return np.einsum("TNH,NHD->TD", mixed, output)
+    return np.einsum("TNH,DNH->TD", mixed, output)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def fed_forward(x: np.ndarray, own: dict) -> np.ndarray:
-    return (gelu(x @ own["gate"]) * (x @ own["up"])) @ own["down"]
+    return (gelu(x @ own["gate"].T) * (x @ own["up"].T)) @ own["down"].T
 
 
 def reference(tokens: list[int], weights: dict) -> np.ndarray:

@@ -48,8 +48,8 @@ def test_adapters_stand_beside_the_named_projections_alone(two_layer_model: Mode
         f"layers/{layer}/{path}": shape
         for layer in (0, 1)
         for path, shape in {
-            "attention/adapters/value/a": (16, 3), "attention/adapters/value/b": (3, 2, 8),
-            "feed_forward/adapters/down/a": (24, 3), "feed_forward/adapters/down/b": (3, 16),
+            "attention/adapters/value/a": (3, 16), "attention/adapters/value/b": (2, 8, 3),
+            "feed_forward/adapters/down/a": (3, 24), "feed_forward/adapters/down/b": (16, 3),
         }.items()
     }  # fmt: skip
 

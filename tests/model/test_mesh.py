@@ -15,7 +15,7 @@ from lib.training.optimizer import make_optimizer
 
 
 def specs(tree: dict, data: int = 1, fsdp: int = 1, tensor: int = 1) -> dict[str, tuple]:
-    """`{"attention.query": ("fsdp", "tensor", None), …}` of a tree on a mesh of so many devices."""
+    """`{"attention.query": ("tensor", None, "fsdp"), …}` of a tree on a mesh of so many devices."""
     found = jax.tree_util.tree_leaves_with_path(shardings(tree, AbstractMesh((data, fsdp, tensor), AXES)))
     return {
         ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)): tuple(place.spec)
@@ -30,17 +30,17 @@ def weights(config: GemmaConfig) -> dict:
 def test_heads_feed_forward_and_vocabulary_are_over_tensor_and_the_embedding_axis_over_fsdp():
     found = specs(weights(PRESETS["gemma2-2b"]), fsdp=2, tensor=4)
     assert found["embedding"] == ("tensor", "fsdp")
-    assert found["layers.0.attention.query"] == found["layers.0.attention.key"] == ("fsdp", "tensor", None)
-    assert found["layers.0.attention.output"] == ("tensor", None, "fsdp")
-    assert found["layers.0.feed_forward.gate"] == found["layers.0.feed_forward.up"] == ("fsdp", "tensor")
-    assert found["layers.0.feed_forward.down"] == ("tensor", "fsdp")
+    assert found["layers.0.attention.query"] == found["layers.0.attention.key"] == ("tensor", None, "fsdp")
+    assert found["layers.0.attention.output"] == ("fsdp", "tensor", None)
+    assert found["layers.0.feed_forward.gate"] == found["layers.0.feed_forward.up"] == ("tensor", "fsdp")
+    assert found["layers.0.feed_forward.down"] == ("fsdp", "tensor")
     assert {spec for name, spec in found.items() if name.endswith("scale")} == {()}
 
 
 def test_a_key_value_head_for_all_queries_is_on_every_device():
     found = specs(weights(PRESETS["gemma3-1b"]), tensor=4)
-    assert found["layers.0.attention.key"] == found["layers.0.attention.value"] == ("fsdp", None, None)
-    assert found["layers.0.attention.query"] == ("fsdp", "tensor", None)
+    assert found["layers.0.attention.key"] == found["layers.0.attention.value"] == (None, None, "fsdp")
+    assert found["layers.0.attention.query"] == ("tensor", None, "fsdp")
 
 
 def test_a_vocabulary_that_cannot_be_split_is_split_along_its_numbers():
@@ -60,17 +60,17 @@ def test_the_optimizer_lies_where_its_weights_do(small_model: Model):
         state = jax.eval_shape(optimizer.init, small_model.params)
         places = jax.tree_util.tree_leaves_with_path(shardings(state, AbstractMesh((1, 2, 2), AXES)))
         gates = [tuple(place.spec) for path, place in places if "['gate']" in jax.tree_util.keystr(path)]
-        assert gates.count(("fsdp", "tensor")) == split
+        assert gates.count(("tensor", "fsdp")) == split
 
 
 def test_an_adapter_lies_beside_its_projection(small_model: Model):
     adapted = with_lora(small_model, LoraConfig(rank=2, projections=["query", "output", "down"]), seed=0)
     found = specs(adapted.params, fsdp=2, tensor=2)
     attention, feed_forward = "layers.0.attention.adapters", "layers.0.feed_forward.adapters"
-    assert found[f"{attention}.query.a"] == ("fsdp", None) and found[f"{attention}.query.b"] == (None, "tensor", None)
-    assert found[f"{attention}.output.a"] == ("tensor", None, None)
-    assert found[f"{attention}.output.b"] == (None, "fsdp")
-    assert found[f"{feed_forward}.down.a"] == ("tensor", None)
+    assert found[f"{attention}.query.a"] == (None, "fsdp") and found[f"{attention}.query.b"] == ("tensor", None, None)
+    assert found[f"{attention}.output.a"] == (None, "tensor", None)
+    assert found[f"{attention}.output.b"] == ("fsdp", None)
+    assert found[f"{feed_forward}.down.a"] == (None, "tensor")
 
 
 @pytest.mark.parametrize(

@@ -260,8 +260,8 @@ def not_normed_before_feed_forward(
 
 
 def exact_gelu(layer: gemma.FeedForward, x: jax.Array) -> jax.Array:
-    gated = jax.nn.gelu(x @ layer.gate[...], approximate=False)
-    return (gated * (x @ layer.up[...])) @ layer.down[...]
+    gated = jax.nn.gelu(x @ layer.gate[...].T, approximate=False)
+    return (gated * (x @ layer.up[...].T)) @ layer.down[...].T
 
 
 NORM = gemma.RMSNorm.__call__

@@ -132,14 +132,14 @@ def test_every_device_keeps_its_part_of_the_weights_and_of_the_optimizer(job: Jo
     for seen in job.saw:
         shards = seen["shards"]
         assert shards[".params['embedding']"] == [[V, 16], split]
-        assert shards[f"{attention}['query']"] == [[16, 4, 8], [8, 2, 8]]
-        assert shards[f"{attention}['key']"] == [[16, 2, 8], [8, 1, 8]]
-        assert shards[f"{attention}['output']"] == [[4, 8, 16], [2, 8, 8]]
-        assert shards[f"{feed_forward}['gate']"] == [[16, 24], [8, 12]]
-        assert shards[f"{feed_forward}['down']"] == [[24, 16], [12, 8]]
+        assert shards[f"{attention}['query']"] == [[4, 8, 16], [2, 8, 8]]
+        assert shards[f"{attention}['key']"] == [[2, 8, 16], [1, 8, 8]]
+        assert shards[f"{attention}['output']"] == [[16, 4, 8], [8, 2, 8]]
+        assert shards[f"{feed_forward}['gate']"] == [[24, 16], [12, 8]]
+        assert shards[f"{feed_forward}['down']"] == [[16, 24], [8, 12]]
         assert shards[".params['final_norm']['scale']"] == [[16], [16]]
         means = [shapes for path, shapes in shards.items() if path.startswith(".opt_state") and "['gate']" in path]
-        assert means == [[[16, 24], [8, 12]]] * 2
+        assert means == [[[24, 16], [12, 8]]] * 2
 
 
 def test_each_process_makes_its_own_rows_disjoint_and_complete(job: Job):

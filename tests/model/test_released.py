@@ -217,16 +217,16 @@ def drawn(config: GemmaConfig, tokenizer: Tokenizer) -> Model:
 
 
 def tensors(model: Model) -> dict[str, jax.Array]:
-    """The weights under the names and in the layout of Hugging Face: linear layers are [out, in]."""
+    """The weights under the names and in the layout of Hugging Face: linear layers are [out, in], of one axis each."""
     config, found = model.config, {"model.embed_tokens.weight": model.params["embedding"]}
     found["model.norm.weight"] = model.params["final_norm"]["scale"]
     for number, layer in model.params["layers"].items():
         own, attention, mlp = f"model.layers.{number}.", layer["attention"], layer["feed_forward"]
         for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
-            found[f"{own}self_attn.{theirs}_proj.weight"] = attention[ours].reshape(config.embed_dim, -1).T
-        found[f"{own}self_attn.o_proj.weight"] = attention["output"].reshape(-1, config.embed_dim).T
+            found[f"{own}self_attn.{theirs}_proj.weight"] = attention[ours].reshape(-1, config.embed_dim)
+        found[f"{own}self_attn.o_proj.weight"] = attention["output"].reshape(config.embed_dim, -1)
         for name in ("gate", "up", "down"):
-            found[f"{own}mlp.{name}_proj.weight"] = mlp[name].T
+            found[f"{own}mlp.{name}_proj.weight"] = mlp[name]
         found[f"{own}input_layernorm.weight"] = layer["attention_norm"]["scale"]
         before_feed_forward = "pre_feedforward" if config.post_norms else "post_attention"
         found[f"{own}{before_feed_forward}_layernorm.weight"] = layer["feed_forward_norm"]["scale"]

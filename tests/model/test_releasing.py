@@ -242,11 +242,11 @@ def test_adapters_are_written_by_the_names_and_in_the_layout_of_peft(adapted: Mo
     write_adapters(tmp_path, adapted)
     found, own = load_file(tmp_path / "adapter_model.safetensors"), adapted.params["layers"][1]
     prefix, query = "base_model.model.model.layers.1", own["attention"]["adapters"]["query"]
-    D, N, H = own["attention"]["query"].shape
-    assert np.array_equal(found[f"{prefix}.self_attn.q_proj.lora_A.weight"], query["a"].T)
-    assert np.array_equal(found[f"{prefix}.self_attn.q_proj.lora_B.weight"], query["b"].reshape(3, N * H).T)
+    N, H, D = own["attention"]["query"].shape
+    assert np.array_equal(found[f"{prefix}.self_attn.q_proj.lora_A.weight"], query["a"])
+    assert np.array_equal(found[f"{prefix}.self_attn.q_proj.lora_B.weight"], query["b"].reshape(N * H, 3))
     output = own["attention"]["adapters"]["output"]
-    assert np.array_equal(found[f"{prefix}.self_attn.o_proj.lora_A.weight"], output["a"].reshape(N * H, 3).T)
+    assert np.array_equal(found[f"{prefix}.self_attn.o_proj.lora_A.weight"], output["a"].reshape(3, N * H))
     assert found[f"{prefix}.mlp.down_proj.lora_B.weight"].shape == (D, 3)
     assert len(found) == 2 * 7 * adapted.config.num_layers
     fields = json.loads((tmp_path / "adapter_config.json").read_bytes())

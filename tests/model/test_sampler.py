@@ -1,6 +1,10 @@
 """Decoding: the cache changes no token, neither do the neighbours of a prompt, and drawing is by the probabilities."""
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
+from threading import Barrier
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +13,19 @@ import pytest
 from flax import nnx
 
 from lib.config import SamplingConfig
+from lib.errors import RetraceError
 from lib.model.gemma import causal_mask, positions
-from lib.model.sampler import GREEDY, Completion, _draw, _left, chances, generate, likelihoods
+from lib.model.sampler import (
+    GREEDY,
+    LANE_ROWS,
+    Completion,
+    _draw,
+    _left,
+    _side_by_side,
+    chances,
+    generate,
+    likelihoods,
+)
 from lib.model.weights import Model
 
 NEVER = -1  # an id that no model writes
@@ -192,3 +207,44 @@ def test_a_likelihood_is_that_of_decoding_and_no_neighbour_changes_it(talker: Mo
         assert told.greedy
     other = [[*tokens[:-1], (tokens[-1] + 1) % talker.config.vocab_size] for tokens in written]
     assert not any(told.greedy for told in likelihoods(talker.graph, talker.params, prompts, other, batch_size=4))
+
+
+LANES = 2 * LANE_ROWS  # the least rows that are divided among two lanes
+
+
+def test_f49_an_answer_does_not_depend_on_the_lane_that_writes_it(talker: Model):
+    source = np.random.default_rng(5)
+    prompts = [source.integers(6, talker.config.vocab_size, 3 + number % 40).tolist() for number in range(50)]
+    ends = [answer.tokens[-1] for answer in answered(talker, prompts)[::10]]
+    told: list[int] = []
+    together = answered(talker, prompts, *ends, batch_size=LANES, on_done=told.append)
+    assert sum(told) == len(prompts)
+    assert answered(talker, prompts[::-1], *ends, batch_size=LANES) == together[::-1]
+    assert [answered(talker, [prompt], *ends, batch_size=LANES)[0] for prompt in prompts[:3]] == together[:3]
+    assert tokens_of(answered(talker, prompts, *ends)) == tokens_of(together)
+
+
+def test_lanes_work_side_by_side_in_threads_of_their_own():
+    both = Barrier(2, timeout=30)  # each waits for the other
+
+    def lane(name: str) -> Iterator[str]:
+        both.wait()
+        yield f"{name} {threading.current_thread() is threading.main_thread()}"
+
+    assert sorted(_side_by_side([lane("a"), lane("b")])) == ["a False", "b False"]
+    assert list(_side_by_side([iter("one")])) == ["o", "n", "e"]
+
+
+def test_where_one_lane_fails_the_others_end_and_its_error_is_told():
+    def failing() -> Iterator[int]:
+        yield 1
+        raise RetraceError("out of memory")
+
+    with pytest.raises(RetraceError, match="out of memory"):
+        list(_side_by_side([failing(), count()]))  # the second would go on for ever
+
+
+def test_whoever_stops_listening_ends_the_lanes():
+    found = _side_by_side([count(), count()])
+    next(found)
+    found.close()  # returns, as their threads have ended

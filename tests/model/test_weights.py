@@ -133,7 +133,7 @@ def test_f38_weights_of_another_shape_are_refused_naming_the_leaf(copy: Path):
     about["config"]["hidden_dim"] = 25
     write_json(copy / "model.json", sealed(about))
     with pytest.raises(
-        DamagedError, match=r"leaf \['layers'\]\[0\]\['feed_forward'\]\['down'\]: expected float32\[25,16\]"
+        DamagedError, match=r"leaf \['layers'\]\[0\]\['feed_forward'\]\['down'\]: expected float32\[16,25\]"
     ):
         load_model(copy)
 
