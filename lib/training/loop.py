@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -192,20 +193,26 @@ def _run(
     held_out_loss = _held_out_loss(shapes, held_out, whole)
     began = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
     clock, seen, batch = time.perf_counter(), 0, _batch(batches, start, mesh)
+    at_work: deque[tuple[int, StepMetrics]] = deque()
     with (
         progress(config.num_steps, "training", "steps", initial=start) as bar,
         event_files(output, whole.tracking if is_first() else [], lines) as show,
     ):
         for step in range(start + 1, config.num_steps + 1):
             state, metrics = train_step(state, shapes.frozen, batch)
+            at_work.append((step, metrics))
             seen += batches.tokens(step - 1)
-            if step < config.num_steps:
-                batch = _batch(batches, step, mesh)  # while the device is at work
-            found = {"loss": float(metrics.loss), "gradient norm": float(metrics.grad_norm)}
-            _refuse_not_finite(step, found, schedule, output)
             last = step == config.num_steps
+            if not last:
+                batch = _batch(batches, step, mesh)  # while the device is at work
             evaluates = held_out and (last or step % config.eval_every == 0)
-            if last or evaluates or step % config.log_every == 0:
+            logs = last or evaluates or step % config.log_every == 0
+            saves = last or step % config.checkpoint_every == 0
+            while len(at_work) > (0 if logs or saves else 1):  # the device never waits for us: it has the next step
+                number, found = at_work.popleft()
+                losses = {"loss": float(found.loss), "gradient norm": float(found.grad_norm)}
+                _refuse_not_finite(number, losses, schedule, output)
+            if logs:
                 now = time.perf_counter()
                 line = _line(step, metrics, schedule, seen / (now - clock)) | {"seconds": round(now - began, 2)}
                 if evaluates:
@@ -217,7 +224,7 @@ def _run(
                 on_metrics(line)
                 bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
                 clock, seen = time.perf_counter(), 0
-            if last or step % config.checkpoint_every == 0:
+            if saves:
                 paused = time.perf_counter()
                 digest = tree_digest(state)
                 _append(output / "checkpoints.jsonl", {"step": step, "sha256": digest})

@@ -1,20 +1,28 @@
 """The model against its formulas in float64 numpy: arXiv 2403.08295, 1910.07467, 2104.09864, 2002.05202."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 
+from lib.model import gemma
 from lib.model.gemma import (
+    GENERATIONS,
     PRESETS,
     FeedForward,
     Gemma,
     GemmaConfig,
     RMSNorm,
     causal_mask,
+    in_dtype,
+    is_fused,
     parameter_count,
     positions,
     rotary_angles,
@@ -246,3 +254,53 @@ def test_in_bfloat16_scores_norms_and_logits_are_computed_in_float32(weights: di
     expected = np.stack([reference(text.tolist(), narrow) for text in TOKENS])
     # Rounding to 8 bits loses up to 1/512 of a number; behind some fifty of them, a logit loses √50 / 512 = 1.4 %.
     assert np.abs(found - expected).mean() < 0.03 * np.abs(expected).mean()
+
+
+LATEST = replace(CONFIG, head_dim=8, **GENERATIONS[3], sliding_window=4)
+PACKED = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0], [1] * 12])  # two texts and padding; one text
+NUMBERS = np.arange(24, dtype=np.int32).reshape(2, 12) % 37
+
+
+def packed_logits(params: dict, graph: nnx.GraphDef) -> jax.Array:
+    model = nnx.merge(graph, params)
+    return model.logits(model(NUMBERS, positions(PACKED), causal_mask(PACKED))[0])
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, head_dim=8), LATEST])
+def test_what_is_asked_of_cudnn_is_our_attention(config: GemmaConfig, monkeypatch: pytest.MonkeyPatch):
+    graph, shapes = abstract(lambda: Gemma(config, nnx.Rngs(0)))
+    params = drawn(shapes)
+    expected = packed_logits(params, graph)
+    monkeypatch.setattr(gemma, "is_fused", lambda queries, cap: True)
+    monkeypatch.setattr(gemma, "FUSED", "xla")  # the same function, where there is no card
+    np.testing.assert_allclose(packed_logits(params, graph), expected, **CLOSE)
+
+
+def test_a_program_for_a_card_attends_by_cudnn_both_ways(monkeypatch: pytest.MonkeyPatch):
+    graph, shapes = abstract(lambda: Gemma(LATEST, nnx.Rngs(0)))
+    monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
+    monkeypatch.setattr(gemma, "is_fused", lambda queries, cap: True)
+    gradient = jax.jit(jax.grad(lambda params: packed_logits(in_dtype(params, "bfloat16"), graph).sum()))
+    program = gradient.trace(shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert set(re.findall(r"__cudnn\$\w+", program)) == {
+        "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "capability, dtype, head_dim, cap, fused",
+    [
+        ("8.0", jnp.bfloat16, 128, None, True),
+        ("8.0", jnp.bfloat16, 256, None, False),
+        ("9.0", jnp.bfloat16, 256, None, True),
+        ("10.0", jnp.bfloat16, 256, None, True),
+        ("9.0", jnp.bfloat16, 256, 50.0, False),
+        ("9.0", jnp.float32, 256, None, False),
+        ("gfx942", jnp.bfloat16, 128, None, False),
+        (None, jnp.bfloat16, 128, None, False),
+    ],
+)
+def test_cudnn_is_asked_for_what_it_can(capability, dtype, head_dim, cap, fused, monkeypatch: pytest.MonkeyPatch):
+    device = SimpleNamespace(compute_capability=capability) if capability else SimpleNamespace()
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert is_fused(jax.ShapeDtypeStruct((2, 12, 4, head_dim), dtype), cap) is fused

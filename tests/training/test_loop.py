@@ -308,6 +308,31 @@ def test_examples_that_are_all_held_out_are_refused(small_model, examples, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_step_is_begun_before_the_loss_of_the_one_before_is_read(
+    small_model: Model, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    happened: list[str] = []
+    make, look = loop._step, loop._refuse_not_finite
+
+    def watched(*arguments):
+        step = make(*arguments)
+
+        def run(state, *rest):
+            happened.append(f"begin {int(state.step) + 1}")
+            return step(state, *rest)
+
+        return run
+
+    monkeypatch.setattr(loop, "_step", watched)
+    monkeypatch.setattr(
+        loop, "_refuse_not_finite", lambda step, *rest: (happened.append(f"read {step}"), look(step, *rest))
+    )
+    config = replace(CONFIG, training=replace(CONFIG.training, num_steps=4, log_every=3))
+    train(small_model, examples, config, tmp_path)
+    # Before a line is logged, here of steps 3 and 4, nothing is left unread.
+    assert happened[:7] == ["begin 1", "begin 2", "read 1", "begin 3", "read 2", "read 3", "begin 4"]
+
+
 def test_f52_a_loss_that_is_no_number_stops_the_training_and_keeps_a_good_checkpoint(
     small_model, examples, tmp_path: Path
 ):
