@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 
 BESIDE_PEERS = ("training.py", "generation.py")
-OTHERS = ("quickstart.py", "loss_memory.py", "importing.py", "datasets.py")
+OTHERS = ("clone.py", "quickstart.py", "loss_memory.py", "importing.py", "datasets.py")
 
 HEAD = """# How fast
 
