@@ -372,6 +372,7 @@ def test_a_run_is_explored_under_plain_papermill_and_nothing_in_it_changes(done,
     assert [title.text.split(":")[0] for title in asked.find_all("strong")][:2] == ["tiny (base)", "tiny (tuned)"]
     for model, tokens in zip(("before", "after"), asked.find_all("p")[1:3], strict=True):
         [probability.decompose() for probability in tokens.find_all("sub")]
-        assert as_text(tokens.text.replace("↵", "\n")) == read_results(done.folder / f"eval_{model}.jsonl").items[0].completion
+        answered = read_results(done.folder / f"eval_{model}.jsonl").items[0]
+        assert as_text(tokens.text.replace("↵", "\n")) == answered.completion
     assert views["conclusion"]["text/markdown"].replace("\\", "") == done.manifest["metrics"]["evaluation"]["sentence"]
     assert {path: sha256_file(path) for path in done.folder.rglob("*") if path.is_file()} == before
