@@ -396,7 +396,7 @@ def _times_forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[ja
 
 def _times_backward(given: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, matrix = given
-    if matrix.shape[0] > matrix.shape[1]:
+    if matrix.shape[0] > matrix.shape[1]:  # XLA turns the left one, which so is the narrower; the result is small
         of_matrix = jax.lax.optimization_barrier(jnp.einsum("BTI,BTO->IO", x, grad)).T
     else:
         of_matrix = jnp.einsum("BTO,BTI->OI", grad, x)
