@@ -340,6 +340,11 @@ class _StrictLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def fetch_flow_collection_start(self, kind: type) -> None:
+        if self.flow_level >= MAX_DEPTH:  # the scanner would first look for a key in the next thousand
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(kind)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key, _ in node.value:

@@ -270,8 +270,8 @@ def test_steps_are_the_numbered_lines_in_sequence(completion, steps):
 
 @pytest.mark.parametrize("hostile", [" " * 50_000, "*" * 50_000, "1" * 50_000, "1," * 25_000, "\n" * 50_000])
 def test_hostile_text_is_judged_in_linear_time(hostile):
-    start = time.perf_counter()
+    start = time.process_time()
     for completion in (hostile, f"Reasoning:{hostile}\nAnswer: {hostile}x", f"Answer:\n{hostile}. a"):
         score(completion, "1", False)
         reasoning_steps(completion)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 5  # some hundredths; in quadratic time it were minutes
