@@ -9,9 +9,9 @@ All train the same model (see peers.py) with AdamW, in float32, 16 examples a st
 
 Each is called as its users call it: Tunix with rows as long as the longest example, as it compiles one step; TRL and
 the loop with rows as long as the longest of their batch, as their collators make them. Ours is there in its three
-ways: `padded` does as Tunix does, `bucketed` and `packed` (rows of 256) as configured. Padding is not counted. TRL
-masks what is no answer, the others train on all tokens; the work is the same. `peak` is the share that a step's
-multiplications have of what the same process reaches in a product of two 2048 × 2048 matrices.
+ways: `padded` does as Tunix does, `bucketed` and `packed` (rows of 256) as configured. Padding is not counted. Ours and
+TRL train on the answers alone, as their users do; the others on all tokens, which is no other work for them. `peak` is
+the share that a step's multiplications have of what the same process reaches in a product of two 2048 × 2048 matrices.
 """
 
 import json
@@ -167,7 +167,9 @@ def ours(folder: Path) -> Callable[[list, str], Trainer]:
     _, graph, weights = peers.our_model(folder)
 
     def make(examples: list[tuple[list[int], int]], way: str) -> Trainer:
-        encoded = [EncodedExample(tokens, [True] * len(tokens)) for tokens, _ in examples]
+        encoded = [
+            EncodedExample(tokens, [place >= start for place in range(len(tokens))]) for tokens, start in examples
+        ]
         rows = ROWS // 2 if way == "packed" else ROWS
         config = TrainingConfig(batching=way, per_device_batch_size=rows, num_steps=10_000)
         batches, (optimizer, _) = Batches(encoded, config, PACKED), make_optimizer(config)

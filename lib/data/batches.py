@@ -13,6 +13,7 @@ The examples are shuffled anew for each epoch by a generator seeded with (seed, 
 Step s takes the next A × B rows, going over into the following epoch where one runs out.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,12 +28,14 @@ STRETCH = 50  # steps among whose rows those of like length are looked for
 
 
 class Batch(NamedTuple):
-    """Rows of equal length, ready for the step; everything [..., B, T].
+    """Rows of equal length, ready for the step: tokens and segments [..., B, T].
 
     tokens     2 4 105 108   2 9 105   0      what the model reads, here two examples and padding
     targets    4 105 108 5   9 105 7   0      the token after each
     loss_mask  F F T T       F F T     F      True where the target is trained on
     segments   1 1 1 1       2 2 2     0      which example of the row it is; 0 on padding
+
+    Targets and mask may lack the first places, where no row is trained on: they are of the last of the T.
     """
 
     tokens: np.ndarray  # int32
@@ -55,6 +58,7 @@ class Batches:
         self.shape = shape or (config.grad_accum_steps, config.per_device_batch_size)
         self.lengths = [len(example.tokens) - 1 for example in examples]
         self.length = row_length(1 + max(self.lengths), config.batching, max_length)
+        self.untrained = untrained(examples)
         self.per_step = config.grad_accum_steps * config.per_device_batch_size
         self.per_epoch = len(pack(self.lengths, self.length)) if config.batching == "packed" else len(examples)
         self._epoch = lru_cache(maxsize=2)(self._epoch)
@@ -79,8 +83,8 @@ class Batches:
             length = _rounded(longest, MULTIPLE * -(-length // (MULTIPLE * BUCKETS)))
         A, B = self.shape
         chosen = [row for start in range(0, A * B, B) for row in rows[start : start + B][places]]
-        flat = make_batch([[self.examples[index] for index in row] for row in chosen], length)
-        return Batch(*(field.reshape(A, -1, length) for field in flat))
+        flat = make_batch([[self.examples[index] for index in row] for row in chosen], length, self.untrained)
+        return Batch(*(field.reshape(A, -1, field.shape[-1]) for field in flat))
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         """All rows of an epoch, in the order in which they are trained on."""
@@ -128,10 +132,16 @@ def pack(lengths: list[int], room: int) -> list[list[int]]:
     return rows
 
 
-def make_batch(rows: list[list[EncodedExample]], length: int, pad_id: int = 0) -> Batch:
+def untrained(examples: Iterable[EncodedExample]) -> int:
+    """How many places every row begins with where nothing is trained on, as all prompts are at least as long."""
+    return (min(example.loss_mask.index(True, 1) for example in examples) - 1) // MULTIPLE * MULTIPLE
+
+
+def make_batch(rows: list[list[EncodedExample]], length: int, untrained: int = 0, pad_id: int = 0) -> Batch:
     """The rows, each with its examples one behind the other, padded on the right to `length` inputs.
 
-    Raises ValueError where one does not fit: what is too long is refused before training, never cut.
+    Targets and mask are left out of the first `untrained` places. Raises ValueError where an example does not fit:
+    what is too long is refused before training, never cut.
     """
     shape = (len(rows), length)
     tokens, targets = np.full(shape, pad_id, np.int32), np.full(shape, pad_id, np.int32)
@@ -146,7 +156,7 @@ def make_batch(rows: list[list[EncodedExample]], length: int, pad_id: int = 0) -
             targets[number, place] = example.tokens[1:]
             loss_mask[number, place] = example.loss_mask[1:]
             segments[number, place] = segment
-    return Batch(tokens, targets, loss_mask, segments)
+    return Batch(tokens, targets[:, untrained:], loss_mask[:, untrained:], segments)
 
 
 def row_length(tokens: int, batching: str = "padded", max_length: int = 0) -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.data.batches import row_length
+from lib.data.batches import row_length, untrained
 from lib.data.dataset import dataset_tokenizer
 from lib.data.export import read_examples
-from lib.data.renderer import Example, question_of
+from lib.data.renderer import Example, encode_example, question_of
 from lib.data.selection import is_held_out
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import measure_lengths, too_long
@@ -178,8 +178,9 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
             model_config(config.model.name, tokenizer),
             row_length(longest, training.batching, config.model.max_length),
         )
-        _, planned = compiled_step(config, shapes_of(shape, config), length)
-        check_plan(planned, shape, config, length)
+        skipped = untrained(encode_example(example, tokenizer) for example in examples)
+        _, planned = compiled_step(config, shapes_of(shape, config), length, skipped)
+        check_plan(planned, shape, config, length, skipped)
         lines.append(f"model: {config.model.name}, {planned}")
     if training.trainer == "tunix":
         try:

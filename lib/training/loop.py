@@ -29,7 +29,7 @@ import optax
 from jax.sharding import Mesh
 
 from lib.config import ONE_DEVICE, Config, ParallelismConfig
-from lib.data.batches import Batch, Batches, make_batch, row_length
+from lib.data.batches import Batch, Batches, make_batch, row_length, untrained
 from lib.data.renderer import EncodedExample, Example, question_of
 from lib.data.selection import is_held_out
 from lib.data.validation import encode_all
@@ -109,10 +109,10 @@ def train(
         model = model._replace(params=spread(model.params, mesh))
     batches = Batches(tuned_on, config.training, config.model.max_length, micro_batches(config))
     shapes = divided(model.graph, model.params)
-    longest, planned = compiled_step(config, shapes, batches.length)
+    longest, planned = compiled_step(config, shapes, batches.length, batches.untrained)
     say(planned)
-    check_plan(planned, model.config, config, batches.length)
-    step = _step(config, shapes, longest, batches.length)
+    check_plan(planned, model.config, config, batches.length, batches.untrained)
+    step = _step(config, shapes, longest, batches)
     if config.training.trainer == "tunix":
         step = tunix_step(shapes, config)
     try:
@@ -235,14 +235,14 @@ def _run(
     return state, start, lines
 
 
-def _step(config: Config, shapes: Shapes, longest: Callable, length: int) -> Callable:
-    """The training step for rows of any length, compiled once for each; for those of `length` it is `longest`."""
-    compiled = {length: longest}
+def _step(config: Config, shapes: Shapes, longest: Callable, batches: Batches) -> Callable:
+    """The training step for rows of any length, compiled once for each; for the longest it is `longest`."""
+    compiled = {batches.length: longest}
 
     def step(state: TrainState, frozen: dict[str, Any], batch: Batch) -> tuple[TrainState, StepMetrics]:
         T = batch.tokens.shape[-1]
         if T not in compiled:
-            compiled[T], _ = compiled_step(config, shapes, T)
+            compiled[T], _ = compiled_step(config, shapes, T, batches.untrained)
         return compiled[T](state, frozen, batch)
 
     return step
@@ -268,8 +268,8 @@ def _held_out_loss(shapes: Shapes, examples: list[EncodedExample], config: Confi
     loss, mesh = jax.jit(sum_loss(shapes.graph, config.model.dtype)), make_mesh(config.parallelism)
     B = config.training.per_device_batch_size * row_devices(mesh)
     length = row_length(max((len(example.tokens) for example in examples), default=1))
-    rows = [[example] for example in examples]
-    batches = [_full(make_batch(rows[start : start + B], length), B) for start in range(0, len(rows), B)]
+    rows, skipped = [[example] for example in examples], untrained(examples) if examples else 0
+    batches = [_full(make_batch(rows[start : start + B], length, skipped), B) for start in range(0, len(rows), B)]
     if mesh is not None:
         batches = [Batch(*(spread_rows(field, mesh) for field in batch)) for batch in batches]
 

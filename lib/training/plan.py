@@ -9,6 +9,7 @@ A plan that cannot fit is refused together with the settings that would.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -80,16 +81,16 @@ def shapes_of(model: GemmaConfig, config: Config) -> Shapes:
     return divided(made["graph"], whole)
 
 
-def compiled_step(config: Config, shapes: Shapes, length: int) -> tuple[jax.stages.Compiled, Plan]:
-    """The training step for batches of `length` tokens a row, and what it takes."""
+def compiled_step(config: Config, shapes: Shapes, length: int, untrained: int = 0) -> tuple[jax.stages.Compiled, Plan]:
+    """The training step for batches of `length` tokens a row, the first `untrained` never trained on; what it takes."""
     training = config.training
     optimizer, _ = make_optimizer(training)
     state = TrainState(jnp.int32(0), shapes.trained, jax.eval_shape(optimizer.init, shapes.trained))
     rows, mesh = (*micro_batches(config), length), make_mesh(config.parallelism)
     place = None if mesh is None else NamedSharding(mesh, PartitionSpec(None, ROWS))
-    batch = Batch(
-        *(jax.ShapeDtypeStruct(rows, dtype, sharding=place) for dtype in (jnp.int32, jnp.int32, bool, jnp.int32))
-    )
+    of_rows = partial(jax.ShapeDtypeStruct, rows, sharding=place)
+    of_targets = partial(jax.ShapeDtypeStruct, (*rows[:2], length - untrained), sharding=place)
+    batch = Batch(of_rows(jnp.int32), of_targets(jnp.int32), of_targets(bool), of_rows(jnp.int32))
     places = None if mesh is None else shardings(state, mesh)
     step = make_train_step(shapes.graph, optimizer, config.model.dtype, training.remat, places)
     state, frozen = placed(state, mesh), placed(shapes.frozen, mesh)
@@ -112,13 +113,13 @@ def micro_batches(config: Config) -> tuple[int, int]:
     return count, rows // count * parts
 
 
-def check_plan(planned: Plan, model: GemmaConfig, config: Config, length: int) -> None:
+def check_plan(planned: Plan, model: GemmaConfig, config: Config, length: int, untrained: int = 0) -> None:
     """Raise RequestError where the plan does not fit, with settings that would."""
     if planned.peak <= planned.room:
         return
     problem = f"training needs {_size(planned.peak)} of memory, and there are {_size(planned.room)}: {planned}"
     for changed, settings in _smaller(config):
-        found = compiled_step(changed, shapes_of(model, changed), length)[1]
+        found = compiled_step(changed, shapes_of(model, changed), length, untrained)[1]
         if found.peak <= planned.room:
             raise RequestError(f"{problem}. This would fit, with {_size(found.peak)}: --set {' --set '.join(settings)}")
     raise RequestError(f"{problem}. Neither smaller batches, nor training.lora, would fit; take a smaller model")

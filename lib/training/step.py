@@ -4,8 +4,9 @@ A batch of A × B rows is A micro-batches; losses and gradients are summed over 
 number of trained tokens, so that ragged rows weigh as they would in one large batch.
 
 The logits of a large vocabulary are the memory peak of training, not the weights: 4 × 512 tokens over Gemma's 262,144
-words are 2 GB, and their gradient as much again. So they are made a part of the vocabulary at a time, and made again
-where the gradient needs them; a batch whose logits are few is done at once.
+words are 2 GB, and their gradient as much again. So none are made of the first places, in which no row is trained on,
+as prompts stand there; the others a part of the vocabulary at a time, and again where the gradient needs them. A batch
+whose logits are few is done at once.
 
 Weights that are not trained go in beside the state, never inside the program: as constants they would be there twice.
 
@@ -60,7 +61,7 @@ def sum_loss(graph: nnx.GraphDef, dtype: str = "float32", remat: bool = False) -
     def loss(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         model: Gemma = nnx.merge(graph, in_dtype(join(frozen, params), dtype))
         hidden, _ = model(batch.tokens, positions(batch.segments), causal_mask(batch.segments), remat=remat)
-        losses = token_losses(model, hidden, batch.targets)  # [B, T]
+        losses = token_losses(model, hidden[:, -batch.targets.shape[1] :], batch.targets)
         return jnp.sum(losses, where=batch.loss_mask), jnp.sum(batch.loss_mask)
 
     return loss

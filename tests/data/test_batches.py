@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.config import TrainingConfig
-from lib.data.batches import Batches, make_batch, pack, row_length
+from lib.data.batches import Batches, make_batch, pack, row_length, untrained
 from lib.data.renderer import EncodedExample
 
 
@@ -66,6 +66,22 @@ def test_every_trained_token_of_an_example_is_a_target_once():
         assert batch.tokens[0][here].tolist() == example.tokens[:-1]
         trained = [token for token, mask in zip(*example, strict=True) if mask]
         assert batch.targets[0][here & batch.loss_mask[0]].tolist() == trained
+
+
+@pytest.mark.parametrize("way", ["padded", "bucketed", "packed"])
+def test_where_no_row_is_trained_on_there_are_no_targets(way: str):
+    shapes = [(30, 20), (24, 18), (38, 33), (29, 17)]  # tokens, and how many of them are the prompt
+    examples = [toy(*range(2, 2 + length), prompt=prompt) for length, prompt in shapes]
+    batches = Batches(examples, TrainingConfig(batching=way, num_steps=1, per_device_batch_size=4), max_length=160)
+    batch = batches[0]
+    assert untrained(examples) == batches.untrained == 16  # seventeen tokens are no answer: sixteen are no target
+    assert batch.targets.shape[-1] == batch.loss_mask.shape[-1] == batch.tokens.shape[-1] - 16
+    trained = [token for example in examples for token, mask in zip(*example, strict=True) if mask]
+    assert sorted(batch.targets[batch.loss_mask].tolist()) == sorted(trained * (4 if way == "packed" else 1))
+
+
+def test_rows_that_are_trained_on_from_the_start_keep_all_targets():
+    assert untrained([toy(2, 4, 105, prompt=0), toy(*range(40), prompt=30)]) == 0
 
 
 def test_an_example_that_is_too_long_is_refused_never_cut():

@@ -51,6 +51,12 @@ def test_what_saves_memory_is_seen_to_save_it(changes: dict):
     assert planned(replace(CONFIG, training=replace(CONFIG.training, **changes))).peak < 0.97 * planned(CONFIG).peak
 
 
+def test_logits_that_are_not_made_need_no_memory():
+    half = compiled_step(CONFIG, shapes_of(SHAPE, CONFIG), LENGTH, LENGTH // 2)[1]
+    logits = 4 * LENGTH * SHAPE.vocab_size * 4
+    assert planned(CONFIG).activations - half.activations > logits // 2
+
+
 def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(monkeypatch: pytest.MonkeyPatch):
     whole = planned(CONFIG)
     check_plan(whole, SHAPE, CONFIG, LENGTH)

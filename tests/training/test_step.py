@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from lib.config import LoraConfig, TrainingConfig
-from lib.data.batches import Batch, make_batch
+from lib.data.batches import Batch, make_batch, untrained
 from lib.data.renderer import EncodedExample
 from lib.model.gemma import causal_mask, positions
 from lib.model.lora import split
@@ -101,6 +101,21 @@ def test_only_masked_targets_count(small_model: Model, batch: Batch, gradient_of
     jax.tree.map(np.testing.assert_array_equal, gradient, same_gradient)
     (changed, _), _ = gradient_of(batch._replace(targets=(batch.targets + 1) % small_model.config.vocab_size))
     assert changed != total
+
+
+def test_no_logits_of_the_prompts_change_nothing(small_model: Model, gradient_of):
+    source, shapes = np.random.default_rng(1), [(16, 3), (14, 2), (16, 7), (13, 4)]  # the shortest prompt has 9 tokens
+    examples = [
+        EncodedExample(source.integers(0, small_model.config.vocab_size, n).tolist(), [False] * (n - m) + [True] * m)
+        for n, m in shapes
+    ]
+    rows = [[example] for example in examples]
+    assert untrained(examples) == 8
+    (total, tokens), gradient = gradient_of(make_batch(rows, T))
+    (fewer, same), of_fewer = gradient_of(make_batch(rows, T, 8))
+    assert tokens == same == sum(m for _, m in shapes)
+    np.testing.assert_allclose(fewer, total, rtol=1e-6)
+    assert_close(of_fewer, gradient, 1e-5)
 
 
 def test_what_stands_in_the_padding_does_not_count(batch: Batch, gradient_of):
