@@ -12,6 +12,7 @@ from lib.config import load_config
 from lib.evaluation.compare import Comparison, compare
 from lib.evaluation.results import read_results
 from lib.experiments.evidence import EVIDENCE, commit, compare_results, provenance, read_record
+from lib.experiments.report import write_comparison
 from lib.experiments.run import CONFIG, find_run, read_manifest
 from lib.experiments.stages import OUTPUTS, command
 
@@ -66,8 +67,6 @@ def comparison_figures(one: str, other: str) -> dict[str, Any]:
 
 def write_page(one: str, other: str, path: Path) -> Comparison:
     """The page about the two: what is different, metrics on one axis, then item by item. Raises as compare_tuned."""
-    from lib.experiments.report import write_comparison  # here, as matplotlib takes long to come up
-
     comparison = compare_tuned(one, other)
     folders = [find_run(name) for name in (one, other)]
     origins = [

@@ -14,6 +14,7 @@ from lib.data.diff import DatasetDiff, Row
 from lib.data.validation import recorded_lengths
 from lib.errors import RequestError
 from lib.experiments.markdown import fenced, inline, table
+from lib.experiments.report import write_diff
 from lib.experiments.stages import command
 from lib.files import atomic_write
 
@@ -115,8 +116,6 @@ def write_dataset_diff(path: Path, diff: DatasetDiff) -> None:
     if path.suffix == ".md":
         atomic_write(path, markdown(diff))
     elif path.suffix == ".html":
-        from lib.experiments.report import write_diff  # here, as matplotlib takes long to come up
-
         again = command("dataset", "diff", diff.before, diff.after, "--output", path.name)
         write_diff(path, diff, sentence(diff), tables(diff), _pictures(diff), again)
     else:
@@ -148,7 +147,7 @@ def _rows(what: str, rows: list[Row], count: int) -> Table:
 
 def _pictures(diff: DatasetDiff) -> list[tuple[str, str]]:
     """(text alternative, SVG) of what became of the rows, and of the lengths."""
-    from lib.experiments.figures import lengths_figure, rows_figure, svg
+    from lib.experiments.figures import lengths_figure, rows_figure, svg  # here, as matplotlib takes long to come up
 
     there, here = (recorded_lengths(record) for record in diff.lengths)
     said = [f"{found.percentile(0)} to {found.percentile(100)}, mean {found.mean:.1f}" for found in (there, here)]

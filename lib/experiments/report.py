@@ -26,7 +26,6 @@ from lib.evaluation.results import ItemResult, Summary
 from lib.evaluation.statistics import Interval
 from lib.evaluation.verdict import wanted_effect
 from lib.experiments.evidence import Provenance, provenance
-from lib.experiments.figures import accuracy_figure, loss_figure, reliability_figure, svg, trials_figure
 from lib.experiments.markdown import fenced, inline, table
 from lib.files import atomic_write
 
@@ -144,7 +143,12 @@ def write_markdown(path: Path, comparison: Comparison) -> None:
 
 
 def drawings(comparison: Comparison, metrics: list[dict[str, float]]) -> dict[str, str]:
-    """The pictures of the page, as SVG; of the loss only where there are metrics."""
+    """The pictures of the page, as SVG; of the loss only where there are metrics.
+
+    What draws is imported here, and below, where something is drawn: matplotlib takes long to come up.
+    """
+    from lib.experiments.figures import accuracy_figure, loss_figure, reliability_figure, svg
+
     drawn = {"accuracy": svg(accuracy_figure(comparison)), "reliability": svg(reliability_figure(comparison))}
     return drawn | ({"loss": svg(loss_figure(metrics))} if metrics else {})
 
@@ -166,6 +170,8 @@ def write_comparison(
 
     `differences` are name, there, here.
     """
+    from lib.experiments.figures import reliability_figure, svg
+
     one, other = names
     titles = {"broken": (f"Only {one}", "correct there alone"), "fixed": (f"Only {other}", "correct there alone")}
     about = {"differences": differences, "facts": None, "names": names, "titles": titles}
@@ -231,6 +237,8 @@ def write_diff(
 
 def write_sweep(path: Path, report: Any, tables: dict[str, Any], origin: Provenance | None) -> None:
     """The trials of a sweep side by side, as one page; of `sweep_report`, with its tables and sentences."""
+    from lib.experiments.figures import svg, trials_figure
+
     drawn = report.scored[:SHOWN_TRIALS] if report.best else []
     rows = [(one.label, one.score.accuracy, one.score.interval, one.score.together) for one in drawn]
     picture = Markup(svg(trials_figure(rows, 1 - report.rule.alpha))) if rows else None

@@ -314,7 +314,7 @@ def metrics(run: Run) -> list[dict[str, float]]:
 
 def write_report(run: Run) -> Comparison:
     """`delta_report.md`, `eval_summary.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
-    # here, as matplotlib takes longer to come up than most of the stages before
+    # here, as IPython and jinja2 are for nothing before
     from lib.experiments.report import RunFacts, drawings, shown_prompts, write_markdown, write_page
 
     comparison = compare_models(run)  # which makes what is not there yet, the dataset too

@@ -23,6 +23,7 @@ from lib.evaluation.results import Results, read_results
 from lib.evaluation.statistics import Interval, PairedDifference, holm, paired_difference, wilson_interval
 from lib.experiments.evidence import EVIDENCE, Provenance, provenance, read_record
 from lib.experiments.markdown import inline, table
+from lib.experiments.report import write_sweep
 from lib.experiments.run import read_manifest, status_of
 from lib.experiments.stages import OUTPUTS, command
 from lib.experiments.trials import SweepConfig, Trial, run_of, varied
@@ -153,8 +154,6 @@ def shown(value: Any) -> str:
 
 def write_report(report: Report) -> None:
     """`sweep.json`, `sweep.md` and the page, into the folder of the sweep."""
-    from lib.experiments.report import write_sweep  # here, as matplotlib takes long to come up
-
     write_json(report.folder / "sweep.json", as_json(report))
     atomic_write(report.folder / "sweep.md", markdown(report))
     tables = {
