@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/ready
+# Each run is a dozen processes: where they may not keep what Python compiled, each compiles all of lib again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
 .PHONY: test-slurm test-distributed test-tutorial test-mlflow test-pages tensorboard lab lint bench clean
@@ -38,7 +40,7 @@ quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
 
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 test-faults: $(READY)

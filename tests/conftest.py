@@ -21,7 +21,10 @@ settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no worker is left with the longest of them at the end."""
+    """Files with slow tests first, so that no worker is left with the longest of them at the end.
+
+    pytest-xdist keeps to it with --no-loadscope-reorder; else files of many tests come first, however short.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
