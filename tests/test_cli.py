@@ -341,6 +341,8 @@ def test_a_dry_run_says_what_training_would_do_and_has_no_figure(in_job, call, t
     words = ["train", "--config", in_job.config, "--data", in_job.data, "--output", tmp_path / "dry"]
     ended = call(*words, "--dry-run")
     assert ended.status == 0 and "3 steps of 8 are" in ended.out and "model: tiny, " in ended.out
+    plans = [re.search(r"[\d,]+ parameters, .*: peak \S+ \S+", said) for said in (ended.out, in_job.printed["train"])]
+    assert plans[0] and plans[1] and plans[0][0] == plans[1][0]  # what training then says
     manifest = json.loads((tmp_path / "dry" / "run_manifest.json").read_bytes())
     assert manifest["status"] == "dry_run" and manifest["metrics"] == {}
     assert manifest["artifacts"].keys() <= {"git.patch"}

@@ -137,14 +137,14 @@ def untrained(examples: Iterable[EncodedExample]) -> int:
     return (min(example.loss_mask.index(True, 1) for example in examples) - 1) // MULTIPLE * MULTIPLE
 
 
-def make_batch(rows: list[list[EncodedExample]], length: int, untrained: int = 0, pad_id: int = 0) -> Batch:
+def make_batch(rows: list[list[EncodedExample]], length: int, untrained: int = 0) -> Batch:
     """The rows, each with its examples one behind the other, padded on the right to `length` inputs.
 
     Targets and mask are left out of the first `untrained` places. Raises ValueError where an example does not fit:
     what is too long is refused before training, never cut.
     """
     shape = (len(rows), length)
-    tokens, targets = np.full(shape, pad_id, np.int32), np.full(shape, pad_id, np.int32)
+    tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     loss_mask, segments = np.zeros(shape, bool), np.zeros(shape, np.int32)
     for number, row in enumerate(rows):
         start = 0

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.data.batches import row_length, untrained
+from lib.data.batches import Batches
 from lib.data.dataset import dataset_tokenizer
 from lib.data.export import read_examples
-from lib.data.renderer import Example, encode_example, question_of
+from lib.data.renderer import Example, question_of
 from lib.data.selection import is_held_out
 from lib.data.tokenizer import Tokenizer, load_tokenizer
-from lib.data.validation import measure_lengths, too_long
+from lib.data.validation import encode_all, measure_lengths, too_long
 from lib.errors import RequestError
 from lib.experiments.manifest import hash_files, save_code, write_manifest
 from lib.experiments.run import MANIFEST, STATE, at_work, read_manifest, sweep
@@ -151,7 +151,8 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         raise RequestError(f"{output}: holds a run already; give another --output")
     check_tracking(config.tracking)
     examples = read_examples(data, config.recipe, config.system_instruction)
-    if all(is_held_out(question_of(example.prompt, config.system_instruction)) for example in examples):
+    held = [is_held_out(question_of(example.prompt, config.system_instruction)) for example in examples]
+    if all(held):
         raise RequestError(f"{data}: all {len(examples)} examples fall to the held-out side; give more examples")
     training = config.training
     lines = [
@@ -174,13 +175,11 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
             raise RequestError(problem)
         shortest, longest = found.percentile(0), found.percentile(100)
         lines.append(f"tokens: {shortest} to {longest} an example, {found.trained_tokens} of {found.tokens} trained on")
-        shape, length = (
-            model_config(config.model.name, tokenizer),
-            row_length(longest, training.batching, config.model.max_length),
-        )
-        skipped = untrained(encode_example(example, tokenizer) for example in examples)
-        _, planned = compiled_step(config, shapes_of(shape, config), length, skipped)
-        check_plan(planned, shape, config, length, skipped)
+        shape = model_config(config.model.name, tokenizer)
+        tuned_on = [example for example, out in zip(examples, held, strict=True) if not out]
+        batches = Batches(encode_all(tuned_on, tokenizer, config.model.max_length), training, config.model.max_length)
+        _, planned = compiled_step(config, shapes_of(shape, config), batches.length, batches.untrained)
+        check_plan(planned, shape, config, batches.length, batches.untrained)
         lines.append(f"model: {config.model.name}, {planned}")
     if training.trainer == "tunix":
         try:
