@@ -6,8 +6,6 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/ready
-# Each run is a dozen processes: where they may not keep what Python compiled, each compiles all of lib again.
-export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
 .PHONY: test-slurm test-distributed test-tutorial test-mlflow test-pages tensorboard lab lint bench clean

@@ -1,6 +1,7 @@
 """The configuration: strict YAML, every key and type checked, every refusal naming the key and what to do."""
 
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -117,19 +118,21 @@ LAUGHS = "a: &a [x]\n" + "".join(
     ],
     ids=["billion laughs", "flow lists", "flow mappings", "block lists", "block mappings", "long list"],
 )
-def test_f14_bombs_are_refused_before_much_is_read_of_them(text: str, tmp_path: Path):
+def test_f14_bombs_are_refused_within_a_second(text: str, tmp_path: Path):
     path, calls = written(tmp_path, text), 0
 
     def count(*_: object) -> None:
         nonlocal calls
         calls += 1
 
-    sys.setprofile(count)  # what a clock says depends on what else the machine does
+    started = time.process_time()
+    sys.setprofile(count)  # which a slow machine does not change
     try:
         with pytest.raises(RequestError):
             load_config(path)
     finally:
         sys.setprofile(None)
+    assert time.process_time() - started < 1
     assert calls < 30_000  # some milliseconds; a thousand brackets read in search of a key are 60,000
 
 

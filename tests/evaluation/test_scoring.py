@@ -274,4 +274,4 @@ def test_hostile_text_is_judged_in_linear_time(hostile):
     for completion in (hostile, f"Reasoning:{hostile}\nAnswer: {hostile}x", f"Answer:\n{hostile}. a"):
         score(completion, "1", False)
         reasoning_steps(completion)
-    assert time.process_time() - start < 5  # some hundredths; in quadratic time it were minutes
+    assert time.process_time() - start < 1  # a tenth at most, whatever else the machine does

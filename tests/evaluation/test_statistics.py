@@ -5,6 +5,7 @@ What only statsmodels has stands in statistics_goldens.json, which make_statisti
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,13 @@ def test_bootstrap_draws_whole_groups():
     together = paired_bootstrap(before, after, np.random.default_rng(0), groups=["a"] * 50 + ["b"] * 50)
     assert together == (-1, 1)  # of two groups, both may be the same
     assert paired_bootstrap(before, after, np.random.default_rng(0)).high < 0.25
+
+
+def test_bootstrap_of_ten_thousand_items_takes_about_a_second():
+    before, after = pairs(fixed=3000, broken=2500, kept=4500)
+    start = time.process_time()
+    paired_bootstrap(before, after, np.random.default_rng(0), resamples=10_000)
+    assert time.process_time() - start < 2
 
 
 def within(covered, of):
