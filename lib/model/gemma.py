@@ -132,21 +132,24 @@ class Gemma(nnx.Module):
         cache: list[LayerCache] | None = None,
         index: jax.Array | int = 0,
         remat: bool = False,
+        asked: int | None = None,
     ) -> tuple[jax.Array, list[LayerCache] | None]:
         """Hidden states [B, T, D] and, where a cache came in, the cache with these tokens at `index` ….
 
         Query t stands at place index + t of the keys; without a cache the index is 0. One token of each row may stand
         at a place of its own: the index is then [B]. With `remat`, all that a gradient keeps of a layer is what went
-        in (arXiv 1604.06174); the rest is computed again.
+        in (arXiv 1604.06174); the rest is computed again. Of the last `asked` places alone, the hidden states are
+        [B, asked, D]: the last layer then takes keys and values from the others, and computes no more of them.
         """
         # The root is rounded to the weights' dtype first: so it was in the training of the released weights.
         x = self.embedding[tokens] * jnp.sqrt(jnp.float32(self.config.embed_dim)).astype(self.embedding.dtype)
         x = by_rows(x)
         views, new_cache = self._views(positions, mask, index), []
+        T, last = tokens.shape[1], len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            view = views[self.config.is_local(number)]
-            run = jax.checkpoint(layer) if remat else layer
-            x, layer_cache = run(x, view, cache[number] if cache else None, index)  # [B, T, D]
+            view, Q = views[self.config.is_local(number)], asked if asked and number == last else T
+            run = jax.checkpoint(layer, static_argnums=4) if remat else layer
+            x, layer_cache = run(x, view, cache[number] if cache else None, index, Q)  # [B, Q, D]
             x = by_rows(x)
             new_cache.append(layer_cache)
         return self.final_norm(x), new_cache if cache else None
@@ -188,12 +191,12 @@ class Layer(nnx.Module):
         self.feed_forward_post_norm = RMSNorm(config.embed_dim) if config.post_norms else None
 
     def __call__(
-        self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int
+        self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int, asked: int
     ) -> tuple[jax.Array, LayerCache | None]:
-        attended, cache = self.attention(self.attention_norm(x), view, cache, index)
+        attended, cache = self.attention(self.attention_norm(x), view, cache, index, asked)
         if self.attention_post_norm is not None:
             attended = self.attention_post_norm(attended)
-        x = x + attended
+        x = x[:, -asked:] + attended
         fed = self.feed_forward(self.feed_forward_norm(x))
         if self.feed_forward_post_norm is not None:
             fed = self.feed_forward_post_norm(fed)
@@ -219,16 +222,18 @@ class Attention(nnx.Module):
         self.adapters = nnx.Dict()
 
     def __call__(
-        self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int
+        self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int, asked: int
     ) -> tuple[jax.Array, LayerCache | None]:
-        queries = _project(self, "query", x)  # [B, T, N, H]
-        keys, values = _project(self, "key", x), _project(self, "value", x)  # [B, T, K, H]
+        """What the last `asked` places of x [B, …, D] draw from all that they see: [B, asked, D]."""
+        rotation, mask = view.rotation[:, -asked:], view.mask[:, -asked:]
+        queries = _project(self, "query", x[:, -asked:])  # [B, T, N, H]: T is `asked` from here on
+        keys, values = _project(self, "key", x), _project(self, "value", x)  # [B, …, K, H]
         if self.query_norm is not None and self.key_norm is not None:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
-        queries, keys = rotate(queries, view.rotation), rotate(keys, view.rotation)
+        queries, keys = rotate(queries, rotation), rotate(keys, view.rotation)
         if cache is None and is_fused(queries, self.cap):
             mixed = jax.nn.dot_product_attention(
-                queries, keys, values, mask=view.mask[:, None], scale=self.scale, implementation=FUSED
+                queries, keys, values, mask=mask[:, None], scale=self.scale, implementation=FUSED
             )
             return _project(self, "output", mixed), None
         B, T, N, H = queries.shape
@@ -241,7 +246,7 @@ class Attention(nnx.Module):
             keys, values = cache
         scores = jnp.einsum("BKqH,BKSH->BKqS", queries, keys, preferred_element_type=jnp.float32)
         scores = soft_cap(scores, self.cap).reshape(B, K, G, T, -1)
-        weights = jax.nn.softmax(jnp.where(view.mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(x.dtype)
         mixed = jnp.einsum("BKqS,BKSH->BKqH", weights.reshape(B, K, G * T, -1), values)
         mixed = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
         return _project(self, "output", mixed), cache

@@ -329,9 +329,9 @@ def _admit(
     model: Gemma = nnx.merge(graph, params)
     (R, P), room = tokens.shape, rows.output.shape[1]
     before = rows.cache[0].keys.shape[2] - room - P  # the places that are left of what is read
-    hidden, cache = model(tokens, positions(valid), causal_mask(valid), model.empty_cache(R, P))
+    hidden, cache = model(tokens, positions(valid), causal_mask(valid), model.empty_cache(R, P), asked=1)
     written = jnp.zeros(R, jnp.int32)
-    token, logprob = _draw(model.logits(hidden[:, -1]), key, written, sampling)
+    token, logprob = _draw(model.logits(hidden[:, 0]), key, written, sampling)
     come = _Rows(
         token=token,
         written=written + 1,

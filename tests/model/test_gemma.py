@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -220,6 +221,24 @@ def test_writing_into_a_cache_in_pieces_is_reading_at_once(logits, weights: dict
     np.testing.assert_allclose(np.concatenate(found, axis=1), logits(TOKENS), **CLOSE)
 
 
+def test_the_last_places_alone_are_the_same_for_less(weights: dict):
+    def hidden_and_cache(weights: dict, asked: int | None, remat: bool) -> tuple[jax.Array, list]:
+        model, seen = nnx.merge(GRAPH, weights), jnp.ones((3, 11), bool)
+        cache = None if remat else model.empty_cache(3, 11)
+        return model(TOKENS, positions(seen), causal_mask(seen), cache, remat=remat, asked=asked)
+
+    run = jax.jit(hidden_and_cache, static_argnums=(1, 2))
+    for remat in (False, True):
+        whole, cache = run(weights, None, remat)
+        for asked in (1, 4, 11):
+            end, same_cache = run(weights, asked, remat)
+            assert end.shape == (3, asked, CONFIG.embed_dim)
+            np.testing.assert_allclose(end, whole[:, -asked:], **CLOSE)
+            jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), same_cache, cache)
+        work = [run.lower(weights, asked, remat).cost_analysis()["flops"] for asked in (None, 4)]
+        assert work[1] < work[0] * 0.8  # of the last of a few layers, seven places of eleven
+
+
 # The releases' own counts; of the 4B model that of its text part, with an embedding of 262,208.
 PUBLISHED = {
     "gemma-2b": 2_506_172_416,
@@ -261,9 +280,9 @@ PACKED = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0], [1] * 12])  # two texts
 NUMBERS = np.arange(24, dtype=np.int32).reshape(2, 12) % 37
 
 
-def packed_logits(params: dict, graph: nnx.GraphDef) -> jax.Array:
+def packed_logits(params: dict, graph: nnx.GraphDef, asked: int | None = None) -> jax.Array:
     model = nnx.merge(graph, params)
-    return model.logits(model(NUMBERS, positions(PACKED), causal_mask(PACKED))[0])
+    return model.logits(model(NUMBERS, positions(PACKED), causal_mask(PACKED), asked=asked)[0])
 
 
 @pytest.mark.parametrize("config", [replace(CONFIG, head_dim=8), LATEST])
@@ -274,13 +293,15 @@ def test_what_is_asked_of_cudnn_is_our_attention(config: GemmaConfig, monkeypatc
     monkeypatch.setattr(gemma, "is_fused", lambda queries, cap: True)
     monkeypatch.setattr(gemma, "FUSED", "xla")  # the same function, where there is no card
     np.testing.assert_allclose(packed_logits(params, graph), expected, **CLOSE)
+    np.testing.assert_allclose(packed_logits(params, graph, 8), expected[:, -8:], **CLOSE)
 
 
-def test_a_program_for_a_card_attends_by_cudnn_both_ways(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("asked", [None, 8])
+def test_a_program_for_a_card_attends_by_cudnn_both_ways(asked: int | None, monkeypatch: pytest.MonkeyPatch):
     graph, shapes = abstract(lambda: Gemma(LATEST, nnx.Rngs(0)))
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
     monkeypatch.setattr(gemma, "is_fused", lambda queries, cap: True)
-    gradient = jax.jit(jax.grad(lambda params: packed_logits(in_dtype(params, "bfloat16"), graph).sum()))
+    gradient = jax.jit(jax.grad(lambda params: packed_logits(in_dtype(params, "bfloat16"), graph, asked).sum()))
     program = gradient.trace(shapes).lower(lowering_platforms=("cuda",)).as_text()
     assert set(re.findall(r"__cudnn\$\w+", program)) == {
         "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward",

@@ -245,17 +245,19 @@ def swapped_norms(golden: Golden, patch: pytest.MonkeyPatch) -> Golden:
     return golden._replace(params=golden.params | {"layers": layers})
 
 
-def normed_after_adding(layer: gemma.Layer, x: jax.Array, view: gemma.View, cache: None, index: int) -> tuple:
+def normed_after_adding(
+    layer: gemma.Layer, x: jax.Array, view: gemma.View, cache: None, index: int, asked: int
+) -> tuple:
     """A layer that norms the sum, not what it adds."""
-    attended, cache = layer.attention(layer.attention_norm(x), view, cache, index)
+    attended, cache = layer.attention(layer.attention_norm(x), view, cache, index, asked)
     x = layer.attention_post_norm(x + attended)
     return layer.feed_forward_post_norm(x + layer.feed_forward(layer.feed_forward_norm(x))), cache
 
 
 def not_normed_before_feed_forward(
-    layer: gemma.Layer, x: jax.Array, view: gemma.View, cache: None, index: int
+    layer: gemma.Layer, x: jax.Array, view: gemma.View, cache: None, index: int, asked: int
 ) -> tuple:
-    attended, cache = layer.attention(layer.attention_norm(x), view, cache, index)
+    attended, cache = layer.attention(layer.attention_norm(x), view, cache, index, asked)
     return x + attended + layer.feed_forward(x + attended), cache
 
 
