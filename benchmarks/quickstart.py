@@ -61,7 +61,7 @@ def measure(config_path: str) -> None:
     each = sum(len(item.tokens) for item in encoded) / len(encoded)
     steps = config.training.num_steps * config.training.per_device_batch_size * config.training.grad_accum_steps
     timed("evaluate base", lambda: stages.evaluate_model(run, "before"), written)
-    timed("train", lambda: stages.train_model(run), lambda _: (round(steps * each), "tokens"))
+    timed("train", lambda: stages.train_model(run, model), lambda _: (round(steps * each), "tokens"))
     timed("evaluate tuned", lambda: stages.evaluate_model(run, "after"), written)
     timed("compare and report", lambda: stages.write_report(run), lambda made: (made.paired.n, "items"))
 

@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,12 +175,14 @@ def training_examples(run: Run) -> list[Example]:
     return read_examples(training_file(run), run.config.recipe, run.config.system_instruction)
 
 
-def train_model(run: Run, on_metrics: Callable[[dict], None] = lambda line: None) -> Any:
-    """Train on the run's dataset; goes on where an interrupted training stopped. Returns a TrainingResult."""
+def train_model(run: Run, base: Any) -> Any:
+    """Train `model_before` on the run's dataset; goes on where an interrupted training stopped.
+
+    Returns a TrainingResult.
+    """
     from lib.training.loop import train
 
-    examples = training_examples(run)
-    return train(model_before(run.config), examples, run.config, run.folder, on_metrics)
+    return train(base, training_examples(run), run.config, run.folder)
 
 
 def model_before(config: Config) -> Any:
@@ -187,6 +190,19 @@ def model_before(config: Config) -> Any:
     from lib.model.weights import configured_base
 
     return configured_base(config, tokenizer_file(config))
+
+
+def _model_after(run: Run) -> Any:
+    """The tuned model; trained first, where it is not there as it was saved."""
+    from lib.model.storage import DamagedError
+    from lib.model.weights import load_model
+    from lib.training.loop import finished
+
+    with suppress(DamagedError):
+        if finished(run.folder, parallelism=run.config.parallelism):
+            return load_model(run.path("checkpoint-final"), run.config.parallelism)
+    train_model(run, model_before(run.config))
+    return load_model(run.path("checkpoint-final"), run.config.parallelism)
 
 
 def tokenizer_file(config: Config) -> Path:
@@ -206,13 +222,9 @@ def evaluate_model(run: Run, model: str) -> Results:
     if not (file.is_file() and control.is_file()):
         # here, as jax takes longer to come up than it takes to read answers that are there
         from lib.evaluation.evaluate import answer_control, answer_eval_set, write_results
-        from lib.model.weights import load_model
 
         training_file(run)
-        if model == "after":
-            train_model(run)
-        tuned = run.path("checkpoint-final")
-        answering = model_before(run.config) if model == "before" else load_model(tuned, run.config.parallelism)
+        answering = model_before(run.config) if model == "before" else _model_after(run)
         label = f"{answering.name} ({'base' if model == 'before' else 'tuned'})"
         asked = (
             answering, find_eval_set(run.config.evaluation.eval_set), run.config.evaluation, label,

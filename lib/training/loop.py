@@ -180,6 +180,7 @@ def _run(
     """From the newest checkpoint, or from the start, to the last step."""
     config = whole.training
     optimizer, schedule = make_optimizer(config)
+    schedule = jax.jit(schedule)
     mesh = make_mesh(whole.parallelism)
     params = jax.tree.map(jnp.array, shapes.trained)  # a copy: the step uses its state up
     state = _begun(params, optimizer, mesh)
@@ -251,7 +252,7 @@ def _step(config: Config, shapes: Shapes, longest: Callable, batches: Batches) -
 def _begun(params: dict, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
     """The state before the first step; on a mesh every part of it is made where it lies."""
     if mesh is None:
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        return TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params))  # as one program, not one a leaf
     places = shardings(jax.eval_shape(optimizer.init, params), mesh)
     return TrainState(spread(jnp.int32(0), mesh), params, jax.jit(optimizer.init, out_shardings=places)(params))
 
