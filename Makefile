@@ -102,7 +102,8 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt-get install python3-venv), then run make again" >&2; exit 1; }
 	@echo "Installing the packages into .venv (about two minutes, once) …"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores, as pip compiles on one; some were never valid
 	@touch $(READY)
 
 .venv-parity/ready: requirements-parity.txt $(READY)

@@ -84,7 +84,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def quickly_compiled(compiled_once: None) -> Iterator[None]:
-    """Without XLA's slower optimizations, where what is computed is looked at, and neither its bits nor its memory."""
+    """Without XLA's slower optimizations, of the machine code alone: what is computed is looked at, not its bits."""
     import jax
 
     jax.clear_caches()

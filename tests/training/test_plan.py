@@ -19,7 +19,7 @@ LENGTH = 128
 CONFIG = Config("toy", DatasetConfig("toy", "v1"), training=TrainingConfig(num_steps=4, per_device_batch_size=4))
 LORA = replace(CONFIG, training=replace(CONFIG.training, lora=LoraConfig(rank=4)))
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def planned(config: Config, shape: GemmaConfig = SHAPE) -> Plan:
