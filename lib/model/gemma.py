@@ -138,8 +138,8 @@ class Gemma(nnx.Module):
 
         Query t stands at place index + t of the keys; without a cache the index is 0. One token of each row may stand
         at a place of its own: the index is then [B]. With `remat`, all that a gradient keeps of a layer is what went
-        in (arXiv 1604.06174); the rest is computed again. Of the last `asked` places alone, the hidden states are
-        [B, asked, D]: the last layer then takes keys and values from the others, and computes no more of them.
+        in (arXiv 1604.06174); the rest is computed again. Where the last `asked` places are all that is asked for, the
+        hidden states are [B, asked, D], and of the others the last layer computes keys and values alone.
         """
         # The root is rounded to the weights' dtype first: so it was in the training of the released weights.
         x = self.embedding[tokens] * jnp.sqrt(jnp.float32(self.config.embed_dim)).astype(self.embedding.dtype)
@@ -147,9 +147,10 @@ class Gemma(nnx.Module):
         views, new_cache = self._views(positions, mask, index), []
         T, last = tokens.shape[1], len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            view, Q = views[self.config.is_local(number)], asked if asked and number == last else T
+            view = views[self.config.is_local(number)]
+            kept = asked if asked and number == last else T
             run = jax.checkpoint(layer, static_argnums=4) if remat else layer
-            x, layer_cache = run(x, view, cache[number] if cache else None, index, Q)  # [B, Q, D]
+            x, layer_cache = run(x, view, cache[number] if cache else None, index, kept)  # [B, kept, D]
             x = by_rows(x)
             new_cache.append(layer_cache)
         return self.final_norm(x), new_cache if cache else None
