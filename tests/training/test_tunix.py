@@ -29,7 +29,7 @@ KINDS = {
     "adamw": SHORT,
     "adafactor": replace(SHORT, optimizer="adafactor"),
     "lora": replace(SHORT, lora=LoraConfig(rank=2)),
-    "bfloat16 remat": replace(SHORT, remat=True),
+    "bfloat16 remat": replace(SHORT, remat=True, learning_rate=1e-3),  # each update carries rounding on
 }
 LOSS_CLOSE = 1e-5  # of losses of about 6 nats: the order of the sums differs, and eight updates carry it on
 
@@ -86,7 +86,7 @@ def trained(tiny: Model, examples: list[Example], tmp_path_factory: pytest.TempP
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_trainers_log_the_same_losses_and_end_with_the_same_model(kind: str, trained: Callable):
     ours, theirs = trained(kind, "builtin"), trained(kind, "tunix")
-    close = LOSS_CLOSE if "bfloat16" not in kind else 0.05
+    close, weights_close = (LOSS_CLOSE, 1e-5) if "bfloat16" not in kind else (5e-3, 5e-3)
     for name in ("loss", "grad_norm"):
         pairs = [(own[name], other[name]) for own, other in zip(metrics(ours), metrics(theirs), strict=True)]
         apart = max(abs(own - other) / own for own, other in pairs)
@@ -94,7 +94,8 @@ def test_both_trainers_log_the_same_losses_and_end_with_the_same_model(kind: str
         assert apart <= close
     weights = [jax.tree.leaves(load_model(folder / "checkpoint-final").params) for folder in (ours, theirs)]
     apart = max(float(np.abs(own - other).max()) for own, other in zip(*weights, strict=True))
-    assert len(metrics(ours)) == 8 and apart < (1e-3 if "bfloat16" not in kind else 0.1)
+    print(f"{kind}: weights apart by at most {apart:.1e}")
+    assert len(metrics(ours)) == 8 and apart < weights_close
 
 
 @pytest.mark.tunix
