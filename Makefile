@@ -103,7 +103,7 @@ $(READY): requirements.txt pyproject.toml
 	@echo "Installing the packages into .venv (about two minutes, once) …"
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores, as pip compiles on one; some were never valid
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores, pip takes one; like pip, it passes over what is not Python
 	@touch $(READY)
 
 .venv-parity/ready: requirements-parity.txt $(READY)

@@ -89,7 +89,7 @@ def traces(store: Store) -> None:
     found = list(islice(store.scan(), BROWSED))
     if not found:
         return display(Markdown(f"The store holds no trace. {NOTHING}"))
-    contains = widgets.Text(description="contains", placeholder="queen of spades")
+    contains = widgets.Text(description="contains", placeholder="question, steps or answer")
     meta = widgets.Dropdown(description="meta", options=[ANY, *_meta_options(found)])
     place = widgets.IntSlider(description="trace", min=1, max=len(found))
     shown = widgets.HTML()

@@ -195,14 +195,13 @@ def model_before(config: Config) -> Any:
 def _model_after(run: Run) -> Any:
     """The tuned model; trained first, where it is not there as it was saved."""
     from lib.model.storage import DamagedError
-    from lib.model.weights import load_model
-    from lib.training.loop import finished
+    from lib.training.loop import tuned_model
 
-    with suppress(DamagedError):
-        if finished(run.folder, parallelism=run.config.parallelism):
-            return load_model(run.path("checkpoint-final"), run.config.parallelism)
+    if run.path("checkpoint-final", "model.json").is_file():
+        with suppress(DamagedError):
+            return tuned_model(run.folder, run.config.parallelism)
     train_model(run, model_before(run.config))
-    return load_model(run.path("checkpoint-final"), run.config.parallelism)
+    return tuned_model(run.folder, run.config.parallelism)
 
 
 def tokenizer_file(config: Config) -> Path:

@@ -151,15 +151,24 @@ def finished(
 ) -> TrainingResult | None:
     """The result of training that is done in this folder, of these inputs where they are given.
 
-    Raises DamagedError where the model there, or what was logged of its training, is not what was saved.
+    Raises DamagedError as `tuned_model` does.
     """
     if not (output / "checkpoint-final" / "model.json").is_file():
         return None
     if inputs is not None:
         _refuse_other(output, read_about(output / "checkpoint-final")["inputs"], inputs)
-    load_model(output / "checkpoint-final", parallelism)
-    cut_logs(output, output / "checkpoint-final" / "model.json")
+    tuned_model(output, parallelism)
     return _result(output)
+
+
+def tuned_model(output: Path, parallelism: ParallelismConfig = ONE_DEVICE) -> Model:
+    """The model of training that is done in this folder.
+
+    Raises DamagedError where it, or what was logged of its training, is not what was saved.
+    """
+    model = load_model(output / "checkpoint-final", parallelism)
+    cut_logs(output, output / "checkpoint-final" / "model.json")
+    return model
 
 
 def _result(output: Path) -> TrainingResult:

@@ -14,6 +14,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from lib.experiments import kernels
 from lib.files import repository_root
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
+
 ASKED = """
 import os, random, sys, numpy
 print(os.getpid(), os.getppid(), os.getsid(0), os.getcwd(), "jax" in sys.modules, "polars" in sys.modules,
@@ -24,8 +26,6 @@ print(os.getpid(), os.getppid(), os.getsid(0), os.getcwd(), "jax" in sys.modules
 @pytest.fixture(autouse=True)
 def server(monkeypatch):
     """One of its own for each test, and none that stays."""
-    if sys.platform != "linux":
-        pytest.skip("kernels are forked on Linux alone")
     monkeypatch.setattr(kernels, "_servers", [])
     kernels.use_forked_kernels()
     yield

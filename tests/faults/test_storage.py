@@ -26,14 +26,14 @@ import subject
 from damage import OFFSETS, command, copied, flip, names, one_line
 from subject import FULL
 
-from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig
+from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig, load_config
 from lib.data.dataset import load_dataset
 from lib.data.renderer import Example
 from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
 from lib.evaluation.evalsets import load_eval_set
-from lib.experiments import pipeline
-from lib.experiments.run import read_manifest, run_folders, status_of
+from lib.experiments import pipeline, stages
+from lib.experiments.run import Run, read_manifest, run_folders, status_of
 from lib.experiments.verify import verify_home, verify_run
 from lib.files import repository_root, sealed, write_json
 from lib.model.weights import Model
@@ -187,6 +187,30 @@ def test_f35_f36_a_flipped_bit_in_a_tuned_model_is_never_answered_with(copy):
     said = command(*words)
     assert said.status == 1 and one_line(said.err) and "tokenizer.json: not what was saved" in said.err
     assert not (copy / "o.jsonl").exists()
+
+
+def test_f36_by_hand_a_tuned_model_is_read_once_and_a_damaged_one_trained_again_before_it_answers(copy, monkeypatch):
+    from lib.training import loop
+
+    run, read, load = Run(copy, load_config(copy / "config.yaml")), [], loop.load_model
+    before = stages.evaluate_model(run, "after")
+
+    def reading(*given: Any) -> Model:
+        read.append(load(*given))
+        return read[-1]
+
+    for damaged in (False, True):
+        run.path(stages.OUTPUTS["after"]).unlink()
+        with monkeypatch.context() as patch:
+            if damaged:
+                flip(copy / "checkpoint-final" / "tokenizer.json", random.Random(SEED))
+            else:
+                patch.setattr(loop, "load_model", reading)
+                patch.setattr(stages, "model_before", None)  # the base is not made for it
+            again = stages.evaluate_model(run, "after")
+        assert again.weights_sha256 == before.weights_sha256
+        assert [item.completion for item in again.items] == [item.completion for item in before.items]
+    assert len(read) == 1
 
 
 # ---- flipped bits in a run that goes on --------------------------------------------------------------------
