@@ -22,14 +22,14 @@ from lib.training import trainers
 from lib.training.loop import train
 
 SHORT = replace(
-    CONFIG.training, num_steps=8, learning_rate=3e-3, per_device_batch_size=1, grad_accum_steps=2, log_every=1,
+    CONFIG.training, num_steps=8, learning_rate=1e-3, per_device_batch_size=1, grad_accum_steps=2, log_every=1,
     eval_every=4, checkpoint_every=3,
 )  # fmt: skip
 KINDS = {
     "adamw": SHORT,
     "adafactor": replace(SHORT, optimizer="adafactor"),
     "lora": replace(SHORT, lora=LoraConfig(rank=2)),
-    "bfloat16 remat": replace(SHORT, remat=True, learning_rate=1e-3),  # each update carries rounding on
+    "bfloat16 remat": replace(SHORT, remat=True),
 }
 LOSS_CLOSE = 1e-5  # of losses of about 6 nats: the order of the sums differs, and eight updates carry it on
 
