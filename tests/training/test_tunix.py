@@ -13,7 +13,7 @@ from test_loop import CONFIG, Killed, killed_at, metrics
 from lib.config import Config, LoraConfig, ModelConfig
 from lib.data.dataset import Dataset
 from lib.data.export import export_lines
-from lib.data.renderer import Example
+from lib.data.renderer import Example, render_example
 from lib.errors import RequestError
 from lib.experiments.pipeline import preflight
 from lib.experiments.training import check_training
@@ -36,7 +36,9 @@ LOSS_CLOSE = 1e-5  # of losses of about 6 nats: the order of the sums differs, a
 
 def config(kind: str, trainer: str) -> Config:
     dtype = "bfloat16" if "bfloat16" in kind else "float32"
-    return replace(CONFIG, training=replace(KINDS[kind], trainer=trainer), model=replace(CONFIG.model, dtype=dtype))
+    return replace(
+        CONFIG, training=replace(KINDS[kind], trainer=trainer), model=ModelConfig(max_length=256, dtype=dtype)
+    )
 
 
 @pytest.fixture
@@ -73,10 +75,17 @@ def tiny(dataset: Dataset) -> Model:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny: Model, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Callable:
+def ragged(dataset: Dataset, examples: list[Example]) -> list[Example]:
+    """An answer with its reasoning and one without: micro-batches that weigh alike would be seen."""
+    [trace] = (trace for trace in dataset.traces if trace.id == examples[0].id)
+    return [render_example(trace), *examples[1:]]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Model, ragged: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Callable:
     def run(kind: str, trainer: str) -> Path:
         output = tmp_path_factory.mktemp("trained")
-        train(tiny, examples, config(kind, trainer), output)
+        train(tiny, ragged, config(kind, trainer), output)
         return output
 
     return run
@@ -100,9 +109,9 @@ def test_both_trainers_log_the_same_losses_and_end_with_the_same_model(kind: str
 
 @pytest.mark.tunix
 @pytest.mark.parametrize("kind", ["adamw", "lora"])
-def test_tunix_killed_and_gone_on_with_comes_to_the_same_model(kind: str, tiny, examples, trained, tmp_path):
+def test_tunix_killed_and_gone_on_with_comes_to_the_same_model(kind: str, tiny, ragged, trained, tmp_path):
     with pytest.raises(Killed):
-        train(tiny, examples, config(kind, "tunix"), tmp_path, on_metrics=killed_at(5))
-    again = train(tiny, examples, config(kind, "tunix"), tmp_path)
+        train(tiny, ragged, config(kind, "tunix"), tmp_path, on_metrics=killed_at(5))
+    again = train(tiny, ragged, config(kind, "tunix"), tmp_path)
     whole = load_model(trained(kind, "tunix") / "checkpoint-final")
     assert again.resumed_from == 3 and again.weights_sha256 == whole.weights_sha256
