@@ -15,16 +15,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lib.config import EvaluationConfig
 from lib.data.renderer import encode_prompt, render_prompt
-from lib.errors import RetraceError
 from lib.evaluation.evalsets import EvalItem, EvalSet
 from lib.evaluation.scoring import reasoning_steps, score_item
 from lib.files import atomic_write
 from lib.model.gemma import in_dtype
-from lib.model.processes import out_of_memory, unreachable
+from lib.model.processes import explained
 from lib.model.sampler import Completion, generate
 from lib.model.weights import Model
 from lib.progress import progress
@@ -94,21 +91,12 @@ def _complete(
     model: Model, items: Sequence[EvalItem], config: EvaluationConfig, system_instruction: str
 ) -> list[Completion]:
     prompts = [encode_prompt(render_prompt(item.prompt, system_instruction), model.tokenizer) for item in items]
-    try:
-        with progress(len(items), "answering", "items") as bar:
-            return generate(
-                model.graph, in_dtype(model.params, model.dtype), prompts,
-                (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id), config.max_new_tokens, config.batch_size,
-                config.sampling, on_done=bar.update,
-            )  # fmt: skip
-    except jax.errors.JaxRuntimeError as error:
-        if not out_of_memory(error):
-            if jax.process_count() == 1:
-                raise
-            raise unreachable(error) from None
-        raise RetraceError(
-            f"answering ran out of memory ({str(error).splitlines()[0][:120]}); halve evaluation.batch_size"
-        ) from None
+    with progress(len(items), "answering", "items") as bar, explained("answering", "halve evaluation.batch_size"):
+        return generate(
+            model.graph, in_dtype(model.params, model.dtype), prompts,
+            (model.tokenizer.end_of_turn_id, model.tokenizer.eos_id), config.max_new_tokens, config.batch_size,
+            config.sampling, on_done=bar.update,
+        )  # fmt: skip
 
 
 def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ In a process alone, all of this is nothing but the call.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -81,17 +82,21 @@ def any_process(mine: bool) -> bool:
     return mine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(mine)).any())
 
 
-def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether memory was short for a computation, or for one before it, whose result it was to have."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
-
-
-def unreachable(error: jax.errors.JaxRuntimeError) -> RetraceError:
-    """What a collective that failed says to the user."""
-    return RetraceError(
-        f"another process of this job is gone, or cannot be reached ({str(error).splitlines()[0][:200]}); "
-        "the same command, given again, goes on from what was saved"
-    )
+@contextmanager
+def explained(what: str, remedy: str) -> Iterator[None]:
+    """Says what ran out of memory and the remedy, and that another process is gone, both as a RetraceError."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as error:  # short of memory, XLA raises either
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+            raise RetraceError(f"{what} ran out of memory ({said[:120]}); {remedy}") from None
+        if isinstance(error, ValueError) or jax.process_count() == 1:
+            raise
+        raise RetraceError(
+            f"another process of this job is gone, or cannot be reached ({said[:200]}); "
+            "the same command, given again, goes on from what was saved"
+        ) from None
 
 
 def whole(leaf: Any) -> np.ndarray:

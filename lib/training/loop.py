@@ -37,7 +37,7 @@ from lib.errors import RequestError, RetraceError
 from lib.files import atomic_write, is_sealed, sealed, write_json
 from lib.model.lora import join
 from lib.model.mesh import assembled, make_mesh, on_mesh, row_devices, shardings, spread, spread_rows
-from lib.model.processes import by_first, is_first, out_of_memory, unreachable
+from lib.model.processes import by_first, explained, is_first
 from lib.model.storage import DamagedError, tree_digest
 from lib.model.weights import Model, load_model, read_about, save_model, with_lora
 from lib.progress import progress
@@ -115,17 +115,9 @@ def train(
     step = _step(config, shapes, longest, batches)
     if config.training.trainer == "tunix":
         step = tunix_step(shapes, config)
-    try:
+    remedy = "halve training.per_device_batch_size and double training.grad_accum_steps: the same update in less memory"
+    with explained("training", remedy):
         state, resumed_from, lines = _run(shapes, step, batches, held_out, config, output, on_metrics, warn)
-    except jax.errors.JaxRuntimeError as error:
-        if not out_of_memory(error):
-            if jax.process_count() == 1:
-                raise
-            raise unreachable(error) from None
-        raise RetraceError(
-            f"training ran out of memory ({str(error).splitlines()[0][:120]}); halve training.per_device_batch_size "
-            "and double training.grad_accum_steps: the same update in less memory"
-        ) from None
     trained = model._replace(params=join(shapes.frozen, state.params))
     last = lines[-1]
     facts = {

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import damage
 import full_disk
+import jax
 import numpy as np
 import ordinary
 import psutil
@@ -36,6 +37,7 @@ from lib.experiments import pipeline, stages
 from lib.experiments.run import Run, read_manifest, run_folders, status_of
 from lib.experiments.verify import verify_home, verify_run
 from lib.files import repository_root, sealed, write_json
+from lib.model.processes import explained
 from lib.model.weights import Model
 
 # Orbax leaves a coroutine behind where a damaged file stops it.
@@ -82,7 +84,7 @@ def meanwhile(
         ),
         "memory of a run": (
             limit_memory, 4_000, folder / "run", "run", "configs/smoke.yaml", *damage.SMALL,
-            "--set", "evaluation.batch_size=20000", "--name", "toy",
+            "--set", "evaluation.batch_size=50000", "--name", "toy",
         ),
     }  # fmt: skip
     faults = {"disk": "_f28_", "permissions": "_f30_"}
@@ -709,6 +711,30 @@ def test_f29_a_run_out_of_memory_is_failed_and_no_kernel_is_left(meanwhile):
     assert manifest["status"] == "failed" and done.err == f"error: {manifest['error']}\n"
     assert "04_evaluate_before: " in manifest["error"] and "halve evaluation.batch_size" in manifest["error"]
     assert not done.left
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 64 bytes."),
+        jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 64 bytes."),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 64 bytes."),
+        MemoryError("Unable to allocate 64 bytes"),
+        MemoryError(),
+    ],
+)
+def test_f29_memory_that_is_short_is_said_in_one_line_whichever_way_jax_or_numpy_says_it(error: Exception):
+    with pytest.raises(RetraceError) as caught, explained("answering", "halve evaluation.batch_size"):
+        raise error
+    said = str(error) or "MemoryError"
+    assert str(caught.value) == f"answering ran out of memory ({said}); halve evaluation.batch_size"
+
+
+def test_f29_what_is_not_a_want_of_memory_keeps_its_own_error():
+    for error in (ValueError("shapes do not match"), jax.errors.JaxRuntimeError("INTERNAL: a bug")):
+        with pytest.raises(type(error)) as caught, explained("answering", "halve evaluation.batch_size"):
+            raise error
+        assert caught.value is error
 
 
 # ---- folders that may not be read or written ---------------------------------------------------------------
