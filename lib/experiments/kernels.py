@@ -7,7 +7,8 @@ The server imports them once; asked for a kernel, it forks, and the child goes o
 kernel is a process of its own as ever, in a session of its own, with the environment that it was given, and ends by
 itself where the server, which ends with its runner, is gone. A server under another environment is another server.
 
-Nothing that is imported there may start a thread that a fork would lose: neither Polars nor an array of jax.
+Nothing that is imported there may start a thread that a fork would lose: neither Polars nor an array of jax. Such are
+imported by the child that the server forks ahead, for a kernel like the last one: it waits until that is asked for.
 """
 
 import atexit
@@ -22,7 +23,7 @@ from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from select import select
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from jupyter_client.connect import KernelConnectionInfo
@@ -33,6 +34,10 @@ from lib.files import repository_root
 PRELOADED = (
     "ipykernel.ipkernel", "ipykernel.kernelapp", "matplotlib.figure", "flax.nnx", "optax", "orbax.checkpoint",
     "scipy.special",
+)  # fmt: skip
+AHEAD = (
+    "ipykernel.debugger", "lib.training.loop", "lib.evaluation.evaluate", "lib.experiments.display",
+    "lib.experiments.figures", "lib.experiments.report",
 )  # fmt: skip
 LAUNCHER = "ipykernel_launcher"
 KERNELS_OWN = ("JPY_", "RETRACE_", "_RJEM_", "PYTEST_")  # variables that no package reads that is imported for all
@@ -63,6 +68,13 @@ def use_forked_kernels() -> None:
         factory = KernelProvisionerFactory.instance()
         factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:{ForkedKernel.__name__}", factory.GROUP_NAME)
         factory.default_provisioner_name = "forked"
+
+
+def forked_kernels() -> set[psutil.Process]:
+    """Those of this process that live; one that waits to be asked for is among them."""
+    with suppress(IndexError, psutil.NoSuchProcess):
+        return set(psutil.Process(_servers[0].pid).children())
+    return set()
 
 
 class _Kernel:
@@ -101,10 +113,11 @@ class _Server:
         self.environment = environment
         replies, here = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(here)], cwd=repository_root(), env=environment, pass_fds=(here,),
-            stdin=subprocess.PIPE, start_new_session=True,
+            [sys.executable, "-Xfrozen_modules=off", "-m", __name__, str(here)], cwd=repository_root(), env=environment,
+            pass_fds=(here,), stdin=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         os.close(here)
+        self.pid = self._process.pid
         self._replies = open(replies)
         atexit.register(self.stop)
 
@@ -122,10 +135,13 @@ class _Server:
         raise RuntimeError("Kernel died before it was forked")  # as the kernel's death is told
 
     def stop(self) -> None:
-        """End it, and what is left of its kernels."""
+        """End it, the kernel that waits, and, as they see that it is gone, what is left of the others."""
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
         self._replies.close()
         atexit.unregister(self.stop)
 
@@ -150,40 +166,92 @@ def _read_once(environment: dict[str, str]) -> dict[str, str]:
 # ---- the server's side ---------------------------------------------------------------------------------------
 
 
-def _serve(replies: int) -> None:
-    """Fork a kernel for each line that comes in, and end with these; returns in a kernel alone, at its end.
+class _Waiting(NamedTuple):
+    """A kernel that is not asked for yet; it reads its arguments from the other end of the pipe `asking`."""
 
-    Imports are made while nobody asks, so that the first kernel, which needs few of them, need not wait for all.
+    pid: int
+    environment: dict[str, str]
+    folder: str
+    asking: int
+
+    def begin(self, request: dict[str, Any]) -> bool:
+        """Whether it is the kernel of this request now; else it ends."""
+        try:
+            if (self.environment, self.folder) == (request["environment"], request["folder"]):
+                os.write(self.asking, json.dumps(request["arguments"]).encode() + b"\n")
+                return True
+        except BrokenPipeError:
+            pass
+        finally:
+            os.close(self.asking)
+        return False
+
+
+def _serve(replies: int) -> None:
+    """A kernel for each line that comes in, and end with these.
+
+    Imports are made while nobody asks, so that the first kernel, which needs few of them, need not wait for all; then
+    a kernel like the last one is forked ahead.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a kernel that ends leaves nothing behind
-    waiting, server = list(PRELOADED), os.getpid()
+    to_import, last, waiting = list(PRELOADED), None, None
     while True:
-        if waiting and not select([sys.stdin], [], [], 0)[0]:
-            with suppress(Exception):  # a notebook that needs it will say what is wrong
-                import_module(waiting.pop(0))
-        elif not (line := sys.stdin.readline()):
-            os._exit(0)  # at once: whoever asked is gone
-        elif (pid := os.fork()) == 0:
-            os.close(replies)
-            return _become_kernel(server, **json.loads(line))
+        asked = select([sys.stdin], [], [], 0)[0]
+        if to_import and not asked:
+            _import(to_import.pop(0))
+        elif last and not waiting and not asked:
+            waiting = _fork(replies, last)
+        elif line := sys.stdin.readline():
+            last = json.loads(line)
+            if not (waiting and waiting.begin(last)):
+                waiting = _fork(replies, last)
+                waiting.begin(last)
+            os.write(replies, f"{waiting.pid}\n".encode())
+            waiting = None
         else:
-            os.write(replies, f"{pid}\n".encode())
+            if waiting:
+                with suppress(ProcessLookupError):
+                    os.kill(waiting.pid, signal.SIGKILL)
+            os._exit(0)  # at once: whoever asked is gone
 
 
-def _become_kernel(server: int, arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def _fork(replies: int, like: dict[str, Any]) -> _Waiting:
+    server, (reading, asking) = os.getpid(), os.pipe()
+    if (pid := os.fork()) == 0:
+        os.close(asking)
+        os.close(replies)
+        _become_kernel(server, reading, like["environment"], like["folder"])
+        sys.exit()
+    os.close(reading)
+    return _Waiting(pid, like["environment"], like["folder"], asking)
+
+
+def _become_kernel(server: int, reading: int, environment: dict[str, str], folder: str) -> None:
+    """Import while nobody asks for this kernel, then be it; end where nobody ever will."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    gc.freeze()  # all that was imported stays: looking through it for garbage takes a tenth of a second
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = [LAUNCHER, *arguments, f"--IPKernelApp.parent_handle={server}"]  # by which it sees that that is gone
+    to_import = list(AHEAD)
+    while to_import and not select([reading], [], [], 0)[0]:
+        _import(to_import.pop(0))
+    gc.freeze()  # all that was imported stays: looking through it for garbage takes a tenth of a second
+    with open(reading) as asked:
+        if not (line := asked.readline()):
+            os._exit(1)
+    sys.argv = [LAUNCHER, *json.loads(line), f"--IPKernelApp.parent_handle={server}"]  # it sees when that is gone
     if os.getppid() != server:
         os._exit(1)
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()
+
+
+def _import(name: str) -> None:
+    with suppress(Exception):  # a notebook that needs it will say what is wrong
+        import_module(name)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
-from lib.experiments.kernels import KERNEL_ENVIRONMENT, use_forked_kernels
+from lib.experiments.kernels import KERNEL_ENVIRONMENT, forked_kernels, use_forked_kernels
 from lib.experiments.markdown import printable
 from lib.experiments.report import frame_of
 from lib.experiments.run import CONFIG, Run
@@ -74,7 +74,7 @@ def execute(stage: Stage, run: Run, deadline: float = math.inf) -> str:
     check_parameters(source, parameters)
     run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
     scratch = run.path(f".{stage.name}.tmp.ipynb")
-    error, others = None, _children()
+    error, others = None, _children() - forked_kernels()
     with _kernel_environment(), ThreadPoolExecutor(1) as thread:
         notebook = thread.submit(_papermill, source, scratch, parameters)
         try:
@@ -107,6 +107,7 @@ def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
 def _wait(notebook: Future, name: str, deadline: float, others: set[psutil.Process]) -> None:
     """Until the notebook is done. Whatever stops the wait kills its kernel first, which ends the notebook."""
     try:
+        _exporter()  # comes up meanwhile
         while not wait([notebook], timeout=0.2).done:
             if time.monotonic() > deadline:
                 raise TimeLimit(f"{name}: the time limit was reached")

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import papermill
+import psutil
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
@@ -51,13 +53,55 @@ def test_each_is_a_process_of_its_own_in_its_folder_with_its_environment(tmp_pat
     monkeypatch.setenv("RETRACE_MARK", "")  # what we read ourselves makes no other server
     one = told(tmp_path / "one")
     other = told(tmp_path / "other")
-    assert one[0] != other[0] and one[1] == other[1] == str(kernels._servers[0]._process.pid)
+    assert one[0] != other[0] and one[1] == other[1] == str(kernels._servers[0].pid)
     assert [one[2], other[2]] == [one[0], other[0]]  # the head of its session, so that nothing else is interrupted
     assert [one[3], other[3]] == [str(tmp_path / "one"), str(tmp_path / "other")]
     assert one[5] == "False" and one[7] == "True" and one[9] != other[9]
     monkeypatch.setenv("MARK", "seen")
     third = told(tmp_path)
     assert third[6] == "seen" and third[1] != one[1]
+
+
+def test_the_next_one_waits_with_its_imports_made_and_is_taken_for_a_kernel_like_the_last_alone(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    first = told(tmp_path)
+    waits = forked_ahead(first)
+    second = told(tmp_path)
+    assert second[0] == str(waits.pid) and second[4:6] == ["True", "True"] and second[9] != first[9]
+    assert second[1:4] == [first[1], second[0], str(tmp_path)]
+    waits = forked_ahead(first, second)
+    other = told(tmp_path / "other")
+    assert other[0] != str(waits.pid) and other[3] == str(tmp_path / "other")
+    assert gone(waits)
+    waits = forked_ahead(first, second, other)
+    waits.kill()
+    assert gone(waits)
+    assert told(tmp_path / "other")[0] != str(waits.pid)
+    waits = forked_ahead(first, second, other)
+    kernels._servers[0].stop()
+    assert gone(waits)
+
+
+def forked_ahead(*ended: list[str]) -> psutil.Process:
+    """The kernel that waits, once it has imported what it can; its server's only child beside those that ended."""
+    server = psutil.Process(kernels._servers[0].pid)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        waiting = [child for child in server.children() if str(child.pid) not in {one[0] for one in ended}]
+        with suppress(psutil.Error):
+            if waiting and any("polars" in part.path for part in waiting[0].memory_maps()):
+                if waiting[0].status() == psutil.STATUS_SLEEPING and waiting[0].cpu_percent(0.5) == 0:
+                    return waiting[0]
+        time.sleep(0.1)
+    raise AssertionError("no kernel was forked ahead")
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        process.wait(20)
+        return True
+    except psutil.TimeoutExpired:
+        return False
 
 
 def test_a_server_that_was_killed_takes_its_kernels_along_and_another_takes_its_place(tmp_path):
