@@ -414,4 +414,4 @@ _times.defvjp(_times_forward, _times_backward)
 
 def _weight(rngs: nnx.Rngs, *shape: int, fan_in: int) -> nnx.Param:
     """Normal with standard deviation 1/√fan_in, so that each layer keeps the scale of its input."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5)
+    return nnx.Param(rngs.params.normal(shape, jnp.float32) * fan_in**-0.5)

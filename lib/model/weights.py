@@ -12,12 +12,15 @@ its path or its hub name.
 """
 
 import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -75,8 +78,30 @@ def base_model(name: str, seed: int, tokenizer_file: Path, dtype: str = "float32
 
 
 def _fresh_weights(config: GemmaConfig, seed: int) -> dict[str, Any]:
-    """Random weights, as one program: one after the other they would take seconds, in every process anew."""
-    return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(Gemma(config, nnx.Rngs(key)))))(jax.random.key(seed))
+    """Random weights: those of `Gemma(config, nnx.Rngs(seed))`, to the bit."""
+    sizes = [leaf.size for leaf in jax.tree.leaves(abstract(config)[1]) if leaf.ndim > 1]
+
+    @jax.jit
+    def draw(key: jax.Array) -> dict[str, Any]:
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(sizes)))
+        numbers = jax.vmap(lambda own: jax.random.normal(own, max(sizes)))(keys)
+        return nnx.to_pure_dict(nnx.state(Gemma(config, _Drawn(numbers))))
+
+    return draw(jax.random.key(seed))
+
+
+class _Drawn:
+    """In the place of `nnx.Rngs`, numbers [matrices, N] that are drawn already, for one matrix after the other.
+
+    Where each matrix draws its own, each is a loop of its own to XLA, and to compile them takes seconds.
+    """
+
+    def __init__(self, numbers: jax.Array):
+        self.params = self
+        self._numbers = iter(numbers)
+
+    def normal(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+        return next(self._numbers)[: math.prod(shape)].reshape(shape).astype(dtype)
 
 
 def configured_base(config: Config, tokenizer_file: Path) -> Model:

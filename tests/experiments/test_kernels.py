@@ -140,9 +140,16 @@ asyncio.run(start())
 
 
 def test_nothing_that_is_imported_for_all_has_begun_a_thread():
-    program = (
-        f"import threading, sys; [__import__(name) for name in {kernels.PRELOADED}]; from jax._src import xla_bridge"
-    )
-    program += "; print(threading.active_count(), 'polars' in sys.modules, xla_bridge._backends)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "1 False {}\n"
+    asked = "threading.active_count(), 'polars' in sys.modules, xla_bridge._backends"
+    assert after_importing(kernels.PRELOADED, asked) == "1 False {}\n"
+
+
+def test_a_kernel_that_waits_holds_no_device():
+    assert after_importing(kernels.AHEAD, "'jax' in sys.modules, xla_bridge._backends") == "True {}\n"
+
+
+def after_importing(names: tuple[str, ...], asked: str) -> str:
+    program = f"import threading, sys; [__import__(name) for name in {names}]; from jax._src import xla_bridge"
+    program += f"; print({asked})"
+    command = [sys.executable, "-Xfrozen_modules=off", "-c", program]
+    return subprocess.run(command, cwd=repository_root(), capture_output=True, text=True, check=True).stdout

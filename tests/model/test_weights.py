@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lib.errors import RequestError
 from lib.files import sealed, write_json
-from lib.model.gemma import PRESETS
+from lib.model.gemma import PRESETS, Gemma
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 from lib.model.weights import Model, base_model, load_model, read_about, save_model
 
@@ -155,6 +156,8 @@ def test_a_model_from_scratch_is_a_function_of_its_seed(dataset):
     assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
     assert first.config == replace(PRESETS["tiny"], vocab_size=first.tokenizer.vocab_size)
     assert first.params["embedding"].shape == (first.tokenizer.vocab_size, 128)
+    one_by_one = nnx.to_pure_dict(nnx.state(Gemma(first.config, nnx.Rngs(1))))
+    assert first.weights_sha256 == tree_digest(one_by_one)
     narrow = base_model("tiny", 1, dataset.tokenizer_file, jnp.bfloat16)
     assert narrow.weights_sha256 == tree_digest(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), first.params))
 
