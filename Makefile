@@ -102,7 +102,7 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt-get install python3-venv), then run make again" >&2; exit 1; }
 	@echo "Installing the packages into .venv (about two minutes, once) …"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.txt # it names them all
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores, pip takes one; like pip, it passes over what is not Python
 	@touch $(READY)
 

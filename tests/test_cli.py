@@ -726,3 +726,8 @@ def test_doctor_reads_the_direct_dependencies_alone():
 
     pins = _pins(repository_root() / "requirements.txt")
     assert {"jax", "polars", "argcomplete", "ruff"} <= pins.keys() and "absl-py" not in pins
+
+
+def test_the_requirements_name_all_that_they_bring_in_as_they_are_installed_without_looking_for_more():
+    checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
