@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -38,6 +39,7 @@ from lib.model.released_weights import check_weights, read_weights
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
 
 FORMAT_VERSION = "1.0"
+ABOVE_MINUS_ONE = np.nextafter(np.float32(-1), np.float32(0))
 
 
 class Model(NamedTuple):
@@ -78,22 +80,23 @@ def base_model(name: str, seed: int, tokenizer_file: Path, dtype: str = "float32
 
 
 def _fresh_weights(config: GemmaConfig, seed: int) -> dict[str, Any]:
-    """Random weights: those of `Gemma(config, nnx.Rngs(seed))`, to the bit."""
+    """Random weights: those of `Gemma(config, nnx.Rngs(seed))`, made by one program, to the bit."""
     sizes = [leaf.size for leaf in jax.tree.leaves(abstract(config)[1]) if leaf.ndim > 1]
 
     @jax.jit
     def draw(key: jax.Array) -> dict[str, Any]:
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(sizes)))
-        numbers = jax.vmap(lambda own: jax.random.normal(own, max(sizes)))(keys)
-        return nnx.to_pure_dict(nnx.state(Gemma(config, _Drawn(numbers))))
+        even = jax.vmap(lambda own: jax.random.uniform(own, max(sizes), minval=ABOVE_MINUS_ONE, maxval=1))(keys)
+        return nnx.to_pure_dict(nnx.state(Gemma(config, _Drawn(jax.lax.erf_inv(even)))))
 
     return draw(jax.random.key(seed))
 
 
 class _Drawn:
-    """In the place of `nnx.Rngs`, numbers [matrices, N] that are drawn already, for one matrix after the other.
+    """In the place of `nnx.Rngs`: normal numbers over √2 [matrices, N], drawn already, for one matrix after the other.
 
-    Where each matrix draws its own, each is a loop of its own to XLA, and to compile them takes seconds.
+    Where each matrix draws its own, each is a loop of its own to XLA, and to compile them takes seconds. The √2 is left
+    to be multiplied with the scale of the matrix first, as in those loops, or the last bits would be others.
     """
 
     def __init__(self, numbers: jax.Array):
@@ -101,7 +104,8 @@ class _Drawn:
         self._numbers = iter(numbers)
 
     def normal(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-        return next(self._numbers)[: math.prod(shape)].reshape(shape).astype(dtype)
+        numbers = next(self._numbers)[: math.prod(shape)].reshape(shape)
+        return (numbers * np.float32(math.sqrt(2))).astype(dtype)
 
 
 def configured_base(config: Config, tokenizer_file: Path) -> Model:

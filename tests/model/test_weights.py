@@ -13,9 +13,9 @@ from flax import nnx
 
 from lib.errors import RequestError
 from lib.files import sealed, write_json
-from lib.model.gemma import PRESETS, Gemma
+from lib.model.gemma import GENERATIONS, PRESETS, Gemma
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
-from lib.model.weights import Model, base_model, load_model, read_about, save_model
+from lib.model.weights import Model, _fresh_weights, base_model, load_model, read_about, save_model
 
 # Orbax leaves a coroutine behind where a damaged file stops it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -156,10 +156,14 @@ def test_a_model_from_scratch_is_a_function_of_its_seed(dataset):
     assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
     assert first.config == replace(PRESETS["tiny"], vocab_size=first.tokenizer.vocab_size)
     assert first.params["embedding"].shape == (first.tokenizer.vocab_size, 128)
-    one_by_one = nnx.to_pure_dict(nnx.state(Gemma(first.config, nnx.Rngs(1))))
-    assert first.weights_sha256 == tree_digest(one_by_one)
     narrow = base_model("tiny", 1, dataset.tokenizer_file, jnp.bfloat16)
     assert narrow.weights_sha256 == tree_digest(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), first.params))
+
+
+def test_weights_drawn_at_once_are_those_that_each_matrix_would_draw():
+    config = replace(PRESETS["tiny"], vocab_size=100, num_layers=1, **GENERATIONS[3], sliding_window=8)
+    one_by_one = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(Gemma(config, nnx.Rngs(key)))))(jax.random.key(1))
+    assert tree_digest(_fresh_weights(config, 1)) == tree_digest(one_by_one)
 
 
 def test_a_model_says_briefly_what_it_is(small_model):
