@@ -31,7 +31,7 @@ KINDS = {
     "lora": replace(SHORT, lora=LoraConfig(rank=2)),
     "bfloat16 remat": replace(SHORT, remat=True),
 }
-LOSS_CLOSE = 1e-5  # of losses of about 6 nats: the order of the sums differs, and eight updates carry it on
+LOSS_CLOSE = 1e-5  # of losses of 2 to 8 nats: the order of the sums differs, and eight updates carry it on
 
 
 def config(kind: str, trainer: str) -> Config:
