@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -115,7 +116,11 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
         raise DamagedError(f"{folder}: cannot be read ({problem or 'by another process'})")
     if tree_digest(tree) != expected:
         raise DamagedError(f"{folder}: its arrays are not what was saved (digest differs)")
-    return tree
+    leaves, structure = jax.tree.flatten(tree)
+    del tree  # so that one leaf at a time is there twice
+    for number, leaf in enumerate(leaves):
+        leaves[number] = _unbound(leaf)
+    return structure.unflatten(leaves)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -124,6 +129,14 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     if not isinstance(place, jax.sharding.NamedSharding):
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _unbound(leaf: jax.Array) -> jax.Array:
+    """The array as jax makes its own where there is no mesh: not bound ("committed") to its device, as Orbax's are.
+
+    For arrays that are bound, every program would be compiled once more.
+    """
+    return leaf if isinstance(leaf.sharding, jax.sharding.NamedSharding) else jnp.array(jax.device_get(leaf))
 
 
 def _reason(error: Exception) -> str:

@@ -42,6 +42,14 @@ def test_a_tree_comes_back_as_it_was_saved(tmp_path: Path):
     assert tree_digest(restore_tree(tmp_path / "1", TREE)) == digest == tree_digest(TREE)
 
 
+def test_what_is_restored_needs_no_program_of_its_own(tmp_path):
+    double = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + leaf, tree))
+    double(TREE)
+    save_tree(tmp_path / "1", TREE)
+    double(restore_tree(tmp_path / "1", TREE))
+    assert double._cache_size() == 1
+
+
 @pytest.mark.parametrize(
     "like, fault",
     [
