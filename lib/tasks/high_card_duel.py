@@ -18,6 +18,7 @@ text and compares with the engine's.
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from itertools import permutations
 from typing import NamedTuple
 
@@ -130,22 +131,28 @@ def steps(episode: Deal) -> list[tuple[str, str]]:
 def truth(episode: Deal) -> dict[str, dict[str, str]]:
     """What each kind of step must claim, counted from the deck."""
     mine, opponent = episode
-    others = [card for card in DECK if card != mine]
     return {
         "legal_move": {"card": str(mine)},
         "my_card": {"card": str(mine), "value": str(mine.value)},
         "opponent_card": {"card": str(opponent), "value": str(opponent.value)},
-        "unseen": {
-            "lower": str(sum(card.value < mine.value for card in others)),
-            "equal": str(sum(card.value == mine.value for card in others)),
-            "higher": str(sum(card.value > mine.value for card in others)),
-        },
+        "unseen": _unseen(mine),
         "comparison": {
             "mine": str(mine.value),
             "relation": _WORDS[episode.result],
             "opponent": str(opponent.value),
             "result": episode.result,
         },
+    }
+
+
+@cache
+def _unseen(mine: Card) -> dict[str, str]:
+    """How many of the other 51 cards are lower, equal and higher."""
+    others = [card.value for card in DECK if card != mine]
+    return {
+        "lower": str(sum(value < mine.value for value in others)),
+        "equal": str(sum(value == mine.value for value in others)),
+        "higher": str(sum(value > mine.value for value in others)),
     }
 
 
