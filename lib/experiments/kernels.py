@@ -8,7 +8,7 @@ kernel is a process of its own as ever, in a session of its own, with the enviro
 itself where the server, which ends with its runner, is gone. A server under another environment is another server.
 
 Nothing that is imported there may start a thread that a fork would lose: neither Polars nor an array of jax. Such are
-imported by the child that the server forks ahead, for a kernel like the last one: it waits until that is asked for.
+imported by the child that the server forks ahead, which waits until a kernel is asked for.
 """
 
 import atexit
@@ -29,17 +29,15 @@ import psutil
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
-from lib.files import repository_root
+from lib.files import home, repository_root
 
-PRELOADED = (
-    "ipykernel.ipkernel", "ipykernel.kernelapp", "matplotlib.figure", "flax.nnx", "optax", "orbax.checkpoint",
-    "scipy.special",
-)  # fmt: skip
-AHEAD = (
-    "ipykernel.debugger", "lib.training.loop", "lib.evaluation.evaluate", "lib.experiments.display",
-    "lib.experiments.figures", "lib.experiments.report",
-)  # fmt: skip
+# What the server imports, and what the child does; the last, jax and what needs it, no notebook needs before training.
+PRELOADED = ("ipykernel.ipkernel", "ipykernel.kernelapp", "ipykernel.debugger", "matplotlib.figure")
+AHEAD = ("lib.experiments.display", "lib.experiments.report", "lib.experiments.figures")
+PRELOADED_LAST = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "scipy.special")
+AHEAD_LAST = ("lib.training.loop", "lib.evaluation.evaluate")
 LAUNCHER = "ipykernel_launcher"
+HOME = "RETRACE_HOME"  # the folder of what jax compiles is there; it is read when lib is imported
 KERNELS_OWN = ("JPY_", "RETRACE_", "_RJEM_", "PYTEST_")  # variables that no package reads that is imported for all
 
 # Page faults on the step's temporaries cost a third of the time of training on a CPU; huge pages spare most of them.
@@ -55,7 +53,7 @@ class ForkedKernel(LocalProvisioner):
         if LAUNCHER not in cmd or cmd[0] != sys.executable:
             return await super().launch_kernel(cmd, **kwargs)
         self.cwd = kwargs.get("cwd") or os.getcwd()
-        environment = kwargs["env"] | {"JPY_PARENT_PID": str(os.getpid())}
+        environment = {HOME: str(home())} | kwargs["env"] | {"JPY_PARENT_PID": str(os.getpid())}
         self.process = _server(environment).fork(cmd[cmd.index(LAUNCHER) + 1 :], environment, str(self.cwd))
         self.pid = self.pgid = self.process.pid
         return self.connection_info
@@ -64,7 +62,7 @@ class ForkedKernel(LocalProvisioner):
 def use_forked_kernels() -> None:
     """Let papermill start its kernels so, and begin to import for them; on Linux, as forking is safe there alone."""
     if sys.platform == "linux":
-        _server({**KERNEL_ENVIRONMENT, **os.environ})
+        _server({**KERNEL_ENVIRONMENT, **os.environ, HOME: str(home())})
         factory = KernelProvisionerFactory.instance()
         factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:{ForkedKernel.__name__}", factory.GROUP_NAME)
         factory.default_provisioner_name = "forked"
@@ -167,18 +165,17 @@ def _read_once(environment: dict[str, str]) -> dict[str, str]:
 
 
 class _Waiting(NamedTuple):
-    """A kernel that is not asked for yet; it reads its arguments from the other end of the pipe `asking`."""
+    """A kernel that is not asked for yet; it reads what it is asked for from the other end of the pipe `asking`."""
 
     pid: int
-    environment: dict[str, str]
-    folder: str
+    home: str
     asking: int
 
     def begin(self, request: dict[str, Any]) -> bool:
         """Whether it is the kernel of this request now; else it ends."""
         try:
-            if (self.environment, self.folder) == (request["environment"], request["folder"]):
-                os.write(self.asking, json.dumps(request["arguments"]).encode() + b"\n")
+            if self.home == request["environment"][HOME]:
+                os.write(self.asking, json.dumps(request).encode() + b"\n")
                 return True
         except BrokenPipeError:
             pass
@@ -190,24 +187,27 @@ class _Waiting(NamedTuple):
 def _serve(replies: int) -> None:
     """A kernel for each line that comes in, and end with these.
 
-    Imports are made while nobody asks, so that the first kernel, which needs few of them, need not wait for all; then
-    a kernel like the last one is forked ahead.
+    Imports are made while nobody asks, so that a kernel need not wait for all of them. The first is forked ahead before
+    jax is imported, which begins when that one is asked for; each one after it as soon as nothing is left to import.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a kernel that ends leaves nothing behind
-    to_import, last, waiting = list(PRELOADED), None, None
+    to_import, ahead, home, waiting = list(PRELOADED), AHEAD, os.environ[HOME], None
     while True:
         asked = select([sys.stdin], [], [], 0)[0]
         if to_import and not asked:
             _import(to_import.pop(0))
-        elif last and not waiting and not asked:
-            waiting = _fork(replies, last)
+        elif not (waiting or asked):
+            waiting = _fork(replies, home, ahead)
         elif line := sys.stdin.readline():
-            last = json.loads(line)
-            if not (waiting and waiting.begin(last)):
-                waiting = _fork(replies, last)
-                waiting.begin(last)
+            request = json.loads(line)
+            home = request["environment"][HOME]
+            if not (waiting and waiting.begin(request)):
+                waiting = _fork(replies, home, ())
+                waiting.begin(request)
             os.write(replies, f"{waiting.pid}\n".encode())
             waiting = None
+            if ahead == AHEAD:
+                to_import, ahead = [*to_import, *PRELOADED_LAST], AHEAD + AHEAD_LAST
         else:
             if waiting:
                 with suppress(ProcessLookupError):
@@ -215,33 +215,34 @@ def _serve(replies: int) -> None:
             os._exit(0)  # at once: whoever asked is gone
 
 
-def _fork(replies: int, like: dict[str, Any]) -> _Waiting:
+def _fork(replies: int, home: str, to_import: tuple[str, ...]) -> _Waiting:
     server, (reading, asking) = os.getpid(), os.pipe()
     if (pid := os.fork()) == 0:
         os.close(asking)
         os.close(replies)
-        _become_kernel(server, reading, like["environment"], like["folder"])
+        os.environ[HOME] = home
+        _become_kernel(server, reading, list(to_import))
         sys.exit()
     os.close(reading)
-    return _Waiting(pid, like["environment"], like["folder"], asking)
+    return _Waiting(pid, home, asking)
 
 
-def _become_kernel(server: int, reading: int, environment: dict[str, str], folder: str) -> None:
+def _become_kernel(server: int, reading: int, to_import: list[str]) -> None:
     """Import while nobody asks for this kernel, then be it; end where nobody ever will."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    to_import = list(AHEAD)
     while to_import and not select([reading], [], [], 0)[0]:
         _import(to_import.pop(0))
     gc.freeze()  # all that was imported stays: looking through it for garbage takes a tenth of a second
     with open(reading) as asked:
         if not (line := asked.readline()):
             os._exit(1)
-    sys.argv = [LAUNCHER, *json.loads(line), f"--IPKernelApp.parent_handle={server}"]  # it sees when that is gone
+    request = json.loads(line)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv = [LAUNCHER, *request["arguments"], f"--IPKernelApp.parent_handle={server}"]  # it sees when that is gone
     if os.getppid() != server:
         os._exit(1)
     from ipykernel import kernelapp

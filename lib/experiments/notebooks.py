@@ -22,28 +22,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bleach
 import nbformat
 import papermill
 import psutil
-from bleach.css_sanitizer import CSSSanitizer
-from markupsafe import Markup, escape
-from nbconvert import HTMLExporter
 
 from lib.errors import RequestError, RetraceError
 from lib.experiments.kernels import KERNEL_ENVIRONMENT, forked_kernels, use_forked_kernels
-from lib.experiments.markdown import printable
-from lib.experiments.report import frame_of
 from lib.experiments.run import CONFIG, Run
-from lib.experiments.stages import NOTEBOOKS, PAGES, provenance_of
+from lib.experiments.stages import NOTEBOOKS
 from lib.files import STARTED_IN, atomic_write, home, repository_root, shown_path
 from lib.progress import VARIABLE, terminal
-
-# What the rendered page may hold of Markdown and HTML in a notebook; anything else is shown as text.
-TAGS = """a b blockquote br code dd details div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre small span strong sub
-summary sup table tbody td th thead tr ul""".split()
-STYLES = """background-color border border-collapse border-radius color font-family font-size font-weight line-height
-margin max-width opacity overflow-wrap padding table-layout text-align vertical-align white-space width""".split()
 
 
 class Stage(NamedTuple):
@@ -69,7 +57,7 @@ def execute(stage: Stage, run: Run, deadline: float = math.inf) -> str:
     end, TimeLimit where `deadline` (of `time.monotonic`) came first; the notebook as far as it came, and its page,
     are kept in all cases.
     """
-    source = repository_root() / "notebooks" / f"{stage.notebook}.ipynb"
+    source = _source(stage.notebook)
     parameters = {"config": str(run.path(CONFIG)), "run_dir": str(run.folder), **stage.parameters}
     check_parameters(source, parameters)
     run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
@@ -93,12 +81,16 @@ def execute(stage: Stage, run: Run, deadline: float = math.inf) -> str:
     return conclusion
 
 
+def _source(notebook: str) -> Path:
+    return repository_root() / "notebooks" / f"{notebook}.ipynb"
+
+
 def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     for name in ("papermill", "asyncio", "traitlets"):  # what they would log of a failure, the one error line says
         logging.getLogger(name).setLevel(logging.CRITICAL)
     use_forked_kernels()
     papermill.execute_notebook(
-        _linked(nbformat.read(source, as_version=4), "ipynb"), _literal(scratch), parameters,
+        linked(nbformat.read(source, as_version=4), "ipynb"), _literal(scratch), parameters,
         kernel_name="python3", cwd=str(source.parent), progress_bar=False,
         extra_arguments=["--log-level=CRITICAL"], shutdown_kernel="immediate",
     )  # fmt: skip
@@ -107,7 +99,7 @@ def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
 def _wait(notebook: Future, name: str, deadline: float, others: set[psutil.Process]) -> None:
     """Until the notebook is done. Whatever stops the wait kills its kernel first, which ends the notebook."""
     try:
-        _exporter()  # comes up meanwhile
+        _warm_up()
         while not wait([notebook], timeout=0.2).done:
             if time.monotonic() > deadline:
                 raise TimeLimit(f"{name}: the time limit was reached")
@@ -119,6 +111,14 @@ def _wait(notebook: Future, name: str, deadline: float, others: set[psutil.Proce
                         child.kill()
                 wait([notebook], timeout=0.2)
         raise
+
+
+@cache
+def _warm_up() -> None:
+    """Write a first page for nobody, while the first notebook works: what it needs takes longer to come up than it."""
+    from lib.experiments.pages import render
+
+    render(_source("01_traces"))
 
 
 def _children() -> set[psutil.Process]:
@@ -138,33 +138,7 @@ def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
             raise RequestError(f"{source.name}: {name}: expected {expected}, got {got}")
 
 
-def render(notebook: Path, run: Run | None = None) -> str:
-    """The notebook as one page that runs no script, loads nothing, and keeps only plain markup of its outputs.
-
-    Of a `run`, the page leads to its other pages, and says where it comes from.
-    """
-    content, name = nbformat.read(notebook, as_version=4), notebook.name.removeprefix(".").partition(".")[0]
-    frame = frame_of(name, PAGES, provenance_of(run) if run else None)
-    about = {"metadata": {"name": frame.title}, "frame": frame}
-    page, _ = _exporter().from_notebook_node(_linked(content, "html") if run else content, about)
-    return page
-
-
-@cache
-def _exporter() -> HTMLExporter:
-    """One for all pages, as it takes longer to come up than to write one."""
-    return HTMLExporter(
-        template_name="notebook",
-        extra_template_basedirs=[str(Path(__file__).parent / "templates")],
-        sanitize_html=True,
-        exclude_anchor_links=True,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        filters={"clean_html": _plain_markup, "ansi2html": _plain_text},
-    )
-
-
-def _linked(notebook: nbformat.NotebookNode, kind: str) -> nbformat.NotebookNode:
+def linked(notebook: nbformat.NotebookNode, kind: str) -> nbformat.NotebookNode:
     """With links between notebooks that lead to the executed notebooks of a run, or (kind `html`) to their pages."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -175,28 +149,6 @@ def _linked(notebook: nbformat.NotebookNode, kind: str) -> nbformat.NotebookNode
 def _stage_of(notebook: str) -> str:
     """The last stage of a notebook: 04_evaluate is executed twice, and to be read of is the tuned model."""
     return [stage for stage, name in NOTEBOOKS.items() if notebook in (stage, name)][-1]
-
-
-def _plain_text(printed: str) -> Markup:
-    """What was printed, without its colours; whatever else a terminal would obey is shown.
-
-    nbconvert's own filter raises at a colour that breaks off, so a trace that holds one would fail the run.
-    """
-    return escape(printable(re.sub(r"\x1b\[[\d;]*m", "", printed)))
-
-
-def _plain_markup(html: str) -> str:
-    styles = CSSSanitizer(allowed_css_properties=STYLES)
-    return bleach.clean(html, tags=TAGS, attributes=_keeps, css_sanitizer=styles)
-
-
-def _keeps(tag: str, attribute: str, value: str) -> bool:
-    """A link leads to a file beside the page or to a place in it; a style calls no function, so it names no URL."""
-    if attribute == "href":
-        return tag == "a" and bool(re.fullmatch(r"[\w.-]*(#.*)?", value))
-    if attribute == "scope":
-        return tag == "th" and value in ("row", "col")
-    return attribute == "class" or attribute == "style" and "(" not in value
 
 
 def _declared(source: Path) -> dict[str, Any]:
@@ -212,6 +164,8 @@ def _declared(source: Path) -> dict[str, Any]:
 
 def _publish(scratch: Path, run: Run, name: str) -> None:
     """The executed notebook under its final name, and its page; nothing where the kernel never started."""
+    from lib.experiments.pages import render  # with nbconvert: not before a notebook is at work
+
     try:
         with suppress(FileNotFoundError, nbformat.reader.NotJSONError):  # cut off where the disk was full
             nbformat.read(scratch, as_version=4)

@@ -29,6 +29,8 @@ print(os.getpid(), os.getppid(), os.getsid(0), os.getcwd(), "jax" in sys.modules
 def server(monkeypatch):
     """One of its own for each test, and none that stays."""
     monkeypatch.setattr(kernels, "_servers", [])
+    for name, value in kernels.KERNEL_ENVIRONMENT.items():  # as a run starts its kernels
+        monkeypatch.setenv(name, value)
     kernels.use_forked_kernels()
     yield
     for one in kernels._servers:
@@ -56,30 +58,40 @@ def test_each_is_a_process_of_its_own_in_its_folder_with_its_environment(tmp_pat
     assert one[0] != other[0] and one[1] == other[1] == str(kernels._servers[0].pid)
     assert [one[2], other[2]] == [one[0], other[0]]  # the head of its session, so that nothing else is interrupted
     assert [one[3], other[3]] == [str(tmp_path / "one"), str(tmp_path / "other")]
-    assert one[5] == "False" and one[7] == "True" and one[9] != other[9]
+    assert one[7] == "True" and one[9] != other[9]
     monkeypatch.setenv("MARK", "seen")
     third = told(tmp_path)
     assert third[6] == "seen" and third[1] != one[1]
 
 
-def test_the_next_one_waits_with_its_imports_made_and_is_taken_for_a_kernel_like_the_last_alone(tmp_path):
+def test_the_next_one_waits_with_its_imports_made_and_is_taken_wherever_it_is_to_work(tmp_path):
     (tmp_path / "other").mkdir()
+    waits = forked_ahead()
     first = told(tmp_path)
+    assert first[:6] == [str(waits.pid), str(kernels._servers[0].pid), first[0], str(tmp_path), "False", "True"]
     waits = forked_ahead(first)
-    second = told(tmp_path)
-    assert second[0] == str(waits.pid) and second[4:6] == ["True", "True"] and second[9] != first[9]
-    assert second[1:4] == [first[1], second[0], str(tmp_path)]
+    second = told(tmp_path / "other")
+    assert second[:6] == [str(waits.pid), first[1], second[0], str(tmp_path / "other"), "True", "True"]
+    assert second[9] != first[9]
     waits = forked_ahead(first, second)
-    other = told(tmp_path / "other")
-    assert other[0] != str(waits.pid) and other[3] == str(tmp_path / "other")
-    waits.wait(20)
-    waits = forked_ahead(first, second, other)
     waits.kill()
     waits.wait(20)
     assert told(tmp_path / "other")[0] != str(waits.pid)
-    waits = forked_ahead(first, second, other)
+    waits = forked_ahead(first, second)
     kernels._servers[0].stop()
     waits.wait(20)
+
+
+def test_one_that_imported_what_remembers_another_home_is_left_and_ends(tmp_path, monkeypatch):
+    source = "from lib.model import gemma; import jax, os; print(os.getpid(), jax.config.jax_compilation_cache_dir)"
+    first = told(tmp_path, source)
+    waits = forked_ahead(first)
+    monkeypatch.setenv("RETRACE_HOME", str(tmp_path / "another"))
+    second = told(tmp_path, source)
+    assert second[0] != str(waits.pid) and second[1] == str(tmp_path / "another" / ".compiled")
+    waits.wait(20)
+    waits = forked_ahead(first, second)
+    assert told(tmp_path, source) == [str(waits.pid), second[1]]
 
 
 def forked_ahead(*ended: list[str]) -> psutil.Process:
@@ -133,11 +145,13 @@ asyncio.run(start())
 
 def test_nothing_that_is_imported_for_all_has_begun_a_thread():
     asked = "threading.active_count(), 'polars' in sys.modules, xla_bridge._backends"
-    assert after_importing(kernels.PRELOADED, asked) == "1 False {}\n"
+    assert after_importing(kernels.PRELOADED + kernels.PRELOADED_LAST, asked) == "1 False {}\n"
 
 
 def test_a_kernel_that_waits_holds_no_device():
-    assert after_importing(kernels.AHEAD, "'jax' in sys.modules, xla_bridge._backends") == "True {}\n"
+    assert (
+        after_importing(kernels.AHEAD + kernels.AHEAD_LAST, "'jax' in sys.modules, xla_bridge._backends") == "True {}\n"
+    )
 
 
 def after_importing(names: tuple[str, ...], asked: str) -> str:

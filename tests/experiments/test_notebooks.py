@@ -18,7 +18,8 @@ from traitlets.config import PyFileConfigLoader
 from lib.config import Config, DatasetConfig
 from lib.errors import RequestError, RetraceError
 from lib.experiments import notebooks
-from lib.experiments.notebooks import Stage, check_parameters, execute, render
+from lib.experiments.notebooks import Stage, check_parameters, execute
+from lib.experiments.pages import render
 from lib.experiments.pipeline import STAGES
 from lib.experiments.run import create_run
 from lib.experiments.stages import NOTEBOOKS, PAGES, find_eval_set, make_traces

@@ -40,7 +40,8 @@ from lib.experiments import display, index, report
 from lib.experiments.evidence import Provenance, Row
 from lib.experiments.explore import Chosen, shaded
 from lib.experiments.markdown import printable
-from lib.experiments.notebooks import check_parameters, render
+from lib.experiments.notebooks import check_parameters
+from lib.experiments.pages import render
 from lib.experiments.reproduce import Certificate
 from lib.experiments.run import open_run
 from lib.files import repository_root
