@@ -83,7 +83,8 @@ def artifact_names(folder: Path) -> set[str]:
 
 def environment() -> list[str]:
     """The installed packages, as pip would freeze them."""
-    found = {item.metadata["Name"]: item.version for item in distributions() if item.metadata["Name"]}
+    abouts = [item.metadata for item in distributions()]  # a file that is read each time it is asked for
+    found = {about["Name"]: about["Version"] for about in abouts if about["Name"]}
     return sorted((f"{name}=={number}" for name, number in found.items()), key=str.casefold)
 
 
