@@ -6,9 +6,13 @@ Exit status: 0 done, 1 it failed, 2 the request was wrong. An error is one line:
 
 import argparse
 import errno
+import gc
 import os
 import signal
 import sys
+from threading import Timer
+from traceback import walk_stack
+from types import FrameType
 from typing import Any, NoReturn
 
 from lib.commands import datasets, doctor, evaluation, launch, models, runs, traces
@@ -98,13 +102,24 @@ def _fail(error: object, status: int) -> int:
     return status
 
 
-def _terminate(signal: int, frame: Any) -> NoReturn:
-    raise Terminated
+def end_when_asked() -> None:
+    """From here on SIGTERM and SIGHUP are as Ctrl-C: what is at work is stopped, and recorded as interrupted."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # else as nohup has left it
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Raise what ends the command; a moment later where garbage is collected, as what is raised in there is lost."""
+    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}  # one of them is jax's
+    if any(caller.f_code in collecting for caller, _ in walk_stack(frame)):
+        Timer(0.05, os.kill, (os.getpid(), number)).start()
+        return
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 if __name__ == "__main__":
-    for name in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what is at work is stopped, and recorded as interrupted
-        signal.signal(name, _terminate)
+    end_when_asked()
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is spelt out; a pipe has each line at once
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     sys.exit(main())

@@ -731,3 +731,39 @@ def test_doctor_reads_the_direct_dependencies_alone():
 def test_the_requirements_name_all_that_they_bring_in_as_they_are_installed_without_looking_for_more():
     checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
+
+
+ASKED_TO_END = """
+import gc, os, signal, time
+from lib.__main__ import end_when_asked
+end_when_asked()
+asked = []
+def callback(phase, about):
+    if not asked:
+        asked.append(os.kill(os.getpid(), signal.{name}))
+        for _ in range(1000):
+            pass
+gc.callbacks.append(callback)
+try:
+    gc.collect()
+    time.sleep(10)
+    print("went on")
+except BaseException as end:
+    print(type(end).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, ends_by", [("SIGTERM", "Terminated"), ("SIGHUP", "Terminated"), ("SIGINT", "KeyboardInterrupt")]
+)
+def test_a_command_ends_when_it_is_asked_to_even_while_garbage_is_collected(name: str, ends_by: str):
+    program = ASKED_TO_END.format(name=name)
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository_root(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{ends_by}\n", "")
+
+
+def test_a_command_under_nohup_goes_on_when_its_terminal_hangs_up():
+    program = "import os, signal; from lib.__main__ import end_when_asked; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    program += "; end_when_asked(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository_root(), capture_output=True, text=True)
+    assert done.stdout == "went on\n", done.stderr

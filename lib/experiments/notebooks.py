@@ -13,7 +13,6 @@ import difflib
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,8 +27,8 @@ import psutil
 
 from lib.errors import RequestError, RetraceError
 from lib.experiments.kernels import KERNEL_ENVIRONMENT, forked_kernels, use_forked_kernels
+from lib.experiments.links import linked
 from lib.experiments.run import CONFIG, Run
-from lib.experiments.stages import NOTEBOOKS
 from lib.files import STARTED_IN, atomic_write, home, repository_root, shown_path
 from lib.progress import VARIABLE, terminal
 
@@ -136,19 +135,6 @@ def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
         if type(value) is not type(known[name]):
             expected, got = type(known[name]).__name__, type(value).__name__
             raise RequestError(f"{source.name}: {name}: expected {expected}, got {got}")
-
-
-def linked(notebook: nbformat.NotebookNode, kind: str) -> nbformat.NotebookNode:
-    """With links between notebooks that lead to the executed notebooks of a run, or (kind `html`) to their pages."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda link: f"]({_stage_of(link[1])}.{kind})", cell.source)
-    return notebook
-
-
-def _stage_of(notebook: str) -> str:
-    """The last stage of a notebook: 04_evaluate is executed twice, and to be read of is the tuned model."""
-    return [stage for stage, name in NOTEBOOKS.items() if notebook in (stage, name)][-1]
 
 
 def _declared(source: Path) -> dict[str, Any]:

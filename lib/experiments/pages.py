@@ -13,8 +13,8 @@ from bleach.css_sanitizer import CSSSanitizer
 from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 
+from lib.experiments.links import linked
 from lib.experiments.markdown import printable
-from lib.experiments.notebooks import linked
 from lib.experiments.report import frame_of
 from lib.experiments.run import Run
 from lib.experiments.stages import PAGES, provenance_of
