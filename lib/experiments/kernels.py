@@ -31,7 +31,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 
 from lib.files import home, repository_root
 
-# What the server imports, and what the child does; the last, jax and what needs it, no notebook needs before training.
+# What the server imports, and what the child does. Jax and what needs it come last: the first notebooks need neither.
 PRELOADED = ("ipykernel.ipkernel", "ipykernel.kernelapp", "ipykernel.debugger", "matplotlib.figure")
 AHEAD = ("lib.experiments.display", "lib.experiments.report", "lib.experiments.figures")
 PRELOADED_LAST = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "scipy.special")

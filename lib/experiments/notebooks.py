@@ -1,4 +1,4 @@
-"""A notebook executed headless and rendered: papermill runs it, nbconvert makes the page.
+"""A notebook executed headless by papermill, and rendered (pages.py).
 
     execute(Notebook("03_train"), run, {"config": "…", "run_dir": "…"})
 

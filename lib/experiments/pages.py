@@ -1,6 +1,8 @@
 """An executed notebook as a page that can be trusted with whatever stands in a trace.
 
-render(Path("02_dataset.ipynb"), run)       # '<!DOCTYPE html>…', with links to the other pages of the run
+    render(Path("02_dataset.ipynb"), run)       # '<!DOCTYPE html>…', with links to the other pages of the run
+
+nbconvert makes it, and of the outputs bleach leaves plain markup alone.
 """
 
 import re
