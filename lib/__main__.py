@@ -10,7 +10,6 @@ import gc
 import os
 import signal
 import sys
-from threading import Timer
 from traceback import walk_stack
 from types import FrameType
 from typing import Any, NoReturn
@@ -113,7 +112,8 @@ def _end(number: int, frame: FrameType | None) -> None:
     """Raise what ends the command; a moment later where garbage is collected, as what is raised in there is lost."""
     collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}  # one of them is jax's
     if any(caller.f_code in collecting for caller, _ in walk_stack(frame)):
-        Timer(0.05, os.kill, (os.getpid(), number)).start()
+        signal.signal(signal.SIGALRM, lambda _, then: _end(number, then))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         return
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
