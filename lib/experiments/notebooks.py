@@ -29,7 +29,8 @@ from lib.errors import RequestError, RetraceError
 from lib.experiments.kernels import KERNEL_ENVIRONMENT, forked_kernels, use_forked_kernels
 from lib.experiments.links import linked
 from lib.experiments.run import CONFIG, Run
-from lib.files import STARTED_IN, atomic_write, home, repository_root, shown_path
+from lib.experiments.stages import source_of
+from lib.files import STARTED_IN, atomic_write, home, shown_path
 from lib.progress import VARIABLE, terminal
 
 
@@ -56,7 +57,7 @@ def execute(stage: Stage, run: Run, deadline: float = math.inf) -> str:
     end, TimeLimit where `deadline` (of `time.monotonic`) came first; the notebook as far as it came, and its page,
     are kept in all cases.
     """
-    source = _source(stage.notebook)
+    source = source_of(stage.notebook)
     parameters = {"config": str(run.path(CONFIG)), "run_dir": str(run.folder), **stage.parameters}
     check_parameters(source, parameters)
     run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
@@ -78,10 +79,6 @@ def execute(stage: Stage, run: Run, deadline: float = math.inf) -> str:
         reason = error or "the notebook ended before its last cell"
         raise RetraceError(f"{stage.name}: {reason} (the notebook so far: {shown_path(run.path(stage.name))}.ipynb)")
     return conclusion
-
-
-def _source(notebook: str) -> Path:
-    return repository_root() / "notebooks" / f"{notebook}.ipynb"
 
 
 def _papermill(source: Path, scratch: Path, parameters: dict[str, Any]) -> None:
@@ -117,7 +114,7 @@ def _warm_up() -> None:
     """Write a first page for nobody, while the first notebook works: what it needs takes longer to come up than it."""
     from lib.experiments.pages import render
 
-    render(_source("01_traces"))
+    render(source_of("01_traces"))
 
 
 def _children() -> set[psutil.Process]:

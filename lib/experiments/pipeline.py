@@ -39,9 +39,9 @@ from lib.experiments.run import (
     read_manifest,
     sweep,
 )
-from lib.experiments.stages import CONTROLS, EXPORT, OUTPUTS, datasets, find_eval_set
+from lib.experiments.stages import CONTROLS, EXPORT, OUTPUTS, datasets, find_eval_set, source_of
 from lib.experiments.tracking import check_tracking, track_ended
-from lib.files import home, is_sealed, repository_root, sealed, sha256_bytes, sha256_file, shown_path, write_json
+from lib.files import home, is_sealed, sealed, sha256_bytes, sha256_file, shown_path, write_json
 from lib.tasks import reasoning_gym, ungar
 from lib.trace import utc_now
 
@@ -170,8 +170,7 @@ def _drive(run: Run, say: Say, time_limit: float) -> None:
 
 def _made(stage: Stage, run: Run, chain: str, say: Say, deadline: float) -> dict[str, Any]:
     """The record of a stage: the one that is there, where all it speaks of is as it says, or else a new one."""
-    notebook = repository_root() / "notebooks" / f"{stage.notebook}.ipynb"
-    key = _link(chain, {"notebook": sha256_file(notebook), "parameters": stage.parameters})
+    key = _link(chain, {"notebook": sha256_file(source_of(stage.notebook)), "parameters": stage.parameters})
     record = _record(run, stage)
     damaged = _damaged(run, stage, record)
     if record.get("key") == key and not damaged:

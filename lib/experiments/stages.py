@@ -58,6 +58,11 @@ def datasets() -> Path:
     return home() / "datasets"
 
 
+def source_of(notebook: str) -> Path:
+    """The notebook of this name in the repository."""
+    return repository_root() / "notebooks" / f"{notebook}.ipynb"
+
+
 class Played(NamedTuple):
     """Traces as they are played, and how many episodes gave none, by reason."""
 
@@ -376,7 +381,7 @@ def shown_stages(run: Run, headline: str) -> list[Any]:
     shown = []
     for name, notebook in NOTEBOOKS.items():
         if sentence := headline if name == "05_compare" else run.conclusion(name):
-            cells = json.loads((repository_root() / "notebooks" / f"{notebook}.ipynb").read_bytes())["cells"]
+            cells = json.loads(source_of(notebook).read_bytes())["cells"]
             title = "".join(cells[0]["source"]).partition("\n")[0].removeprefix("# ")
             code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
             shown.append(ShownStage(name, title, sentence, code))

@@ -48,6 +48,6 @@ def repository_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
                 if (path.stem, found.id) == (name, cell):
                     found.source = source
             nbformat.write(notebook, folder / path.name)
-        monkeypatch.setattr(notebooks, "repository_root", lambda: folder.parent)
+        monkeypatch.setattr(notebooks, "source_of", lambda notebook: folder / f"{notebook}.ipynb")
 
     return change
