@@ -6,8 +6,9 @@ Each stage is called as the notebooks call it, in one process with their allocat
 what compiling adds to the first call is within the figure, as users wait for it too. Then the same configuration is
 run as a user runs it, by the pipeline in a home of its own: what that takes longer are kernels that start, packages
 that are imported again in each, programs that are traced again in each, figures, and pages that are rendered. Both take
-turns, as a machine that is shared is not always as fast. Of the pipeline alone, and so of one and the same minute, the
-second ratio is told: to the time of its notebooks' cells, figures among them.
+turns, as a machine that is shared is not always as fast. The second ratio is of the pipeline alone, and so of one and
+the same minute, and it is the milder: its wall to the time of its notebooks' cells, with their imports, what they trace
+again and their figures.
 """
 
 import argparse
