@@ -118,7 +118,7 @@ def report(disk: Disk) -> dict[str, Any]:
 def notebook(disk: Disk) -> dict[str, Any]:
     """A notebook that is executed again: the one of the time before stays where there is no room for its successor."""
     run = Run(disk.folder, None)
-    source = (notebooks.repository_root() / "notebooks" / "01_traces.ipynb").read_text()
+    source = notebooks.source_of("01_traces").read_text()
     for path in (run.path("01_traces.ipynb"), run.path("01_traces.html")):
         path.write_text("old")
     scratch = run.path(".01_traces.tmp.ipynb")
