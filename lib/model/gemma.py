@@ -111,7 +111,7 @@ class LayerCache(NamedTuple):
 class View(NamedTuple):
     """Where a layer looks, the same for all local layers and for all global ones."""
 
-    rotation: jax.Array  # [B, T, H/2] angles
+    rotation: jax.Array  # [2, B, T, H/2]: cosine and sine of each pair's angle
     mask: jax.Array  # [B, T, S] bool
 
 
@@ -158,10 +158,10 @@ class Gemma(nnx.Module):
     def _views(self, positions: jax.Array, mask: jax.Array, index: jax.Array | int) -> dict[bool, View]:
         """By `is_local`: the view of the global layers, and of the local ones where there are any."""
         config = self.config
-        views = {False: View(rotary_angles(positions, config.head_dim, config.rope_base, config.rope_scale), mask)}
+        views = {False: View(rotations(positions, config.head_dim, config.rope_base, config.rope_scale), mask)}
         if config.global_every > 1:
             near = mask & window_mask(*mask.shape[1:], index, config.sliding_window)
-            views[True] = View(rotary_angles(positions, config.head_dim, LOCAL_ROPE_BASE), near)
+            views[True] = View(rotations(positions, config.head_dim, LOCAL_ROPE_BASE), near)
         return views
 
     def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
@@ -226,7 +226,7 @@ class Attention(nnx.Module):
         self, x: jax.Array, view: View, cache: LayerCache | None, index: jax.Array | int, asked: int
     ) -> tuple[jax.Array, LayerCache | None]:
         """What the last `asked` places of x [B, …, D] draw from all that they see: [B, asked, D]."""
-        rotation, mask = view.rotation[:, -asked:], view.mask[:, -asked:]
+        rotation, mask = view.rotation[:, :, -asked:], view.mask[:, -asked:]
         queries = _project(self, "query", x[:, -asked:])  # [B, T, N, H]: T is `asked` from here on
         keys, values = _project(self, "key", x), _project(self, "value", x)  # [B, …, K, H]
         if self.query_norm is not None and self.key_norm is not None:
@@ -298,19 +298,21 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0, scale: float = 1.0) -> jax.Array:
-    """Angle of each pair of dimensions at each position: [B, T] → [B, T, H/2] (arXiv 2104.09864).
+def rotations(positions: jax.Array, head_dim: int, base: float = 10_000.0, scale: float = 1.0) -> jax.Array:
+    """Cosine and sine of the angle of each pair of dimensions at each position: [B, T] → [2, B, T, H/2].
 
-    `scale` divides the positions, so that a context so many times as long has angles known from the shorter one
-    (arXiv 2306.15595).
+    After arXiv 2104.09864. `scale` divides the positions, so that a context so many times as long has angles known from
+    the shorter one (arXiv 2306.15595). One array holds both, behind a barrier, as XLA on a CPU would else work them out
+    again wherever they are used: for each head of each layer, forwards and backwards.
     """
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim) / scale
-    return positions[..., None].astype(jnp.float32) * frequency
+    angles = positions[..., None].astype(jnp.float32) * frequency
+    return jax.lax.optimization_barrier(jnp.stack([jnp.cos(angles), jnp.sin(angles)]))
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, rotation: jax.Array) -> jax.Array:
     """Rotate each pair (dimension i, dimension i + H/2) of x [B, T, N, H] by its angle."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = rotation[:, :, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

@@ -26,8 +26,8 @@ from lib.model.gemma import (
     is_fused,
     parameter_count,
     positions,
-    rotary_angles,
     rotate,
+    rotations,
 )
 
 CONFIG = GemmaConfig(vocab_size=37, num_layers=2, embed_dim=12, hidden_dim=20, num_heads=4, num_kv_heads=2, head_dim=6)
@@ -134,7 +134,7 @@ def test_rmsnorm_is_its_formula():
 
 def test_rotation_is_its_formula():
     x = np.random.default_rng(0).normal(size=(9, 3, 8))
-    found = jax.jit(lambda x: rotate(x, rotary_angles(jnp.arange(9)[None], 8)))(jnp.asarray(x[None], jnp.float32))
+    found = jax.jit(lambda x: rotate(x, rotations(jnp.arange(9)[None], 8)))(jnp.asarray(x[None], jnp.float32))
     np.testing.assert_allclose(found[0], rotated(x), rtol=1e-5, atol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_rotated_products_depend_on_the_distance_alone():
 
     @jax.jit
     def product(query: jax.Array, key: jax.Array) -> jax.Array:
-        return jnp.sum(rotate(query, rotary_angles(here, 8)) * rotate(key, rotary_angles(there, 8)), axis=(0, 2, 3))
+        return jnp.sum(rotate(query, rotations(here, 8)) * rotate(key, rotations(there, 8)), axis=(0, 2, 3))
 
     products = product(query[:, :1].repeat(3, axis=1), key[:, :1].repeat(3, axis=1))
     np.testing.assert_allclose(products, products[0], rtol=1e-4)
