@@ -58,6 +58,8 @@ class Batches:
         self.shape = shape or (config.grad_accum_steps, config.per_device_batch_size)
         self.lengths = [len(example.tokens) - 1 for example in examples]
         self.length = row_length(1 + max(self.lengths), config.batching, max_length)
+        spread = max(1, self.length - min(self.lengths))
+        self.apart = _rounded(spread, MULTIPLE * BUCKETS) // BUCKETS  # so far the lengths of buckets lie apart
         self.untrained = untrained(examples)
         self.per_step = config.grad_accum_steps * config.per_device_batch_size
         self.per_epoch = len(pack(self.lengths, self.length)) if config.batching == "packed" else len(examples)
@@ -80,7 +82,7 @@ class Batches:
         rows, length = self.rows(step), self.length
         if self.config.batching == "bucketed":
             longest = max(self.lengths[index] for row in rows for index in row)
-            length = _rounded(longest, MULTIPLE * -(-length // (MULTIPLE * BUCKETS)))
+            length -= min((length - longest) // self.apart, BUCKETS - 1) * self.apart
         A, B = self.shape
         chosen = [row for start in range(0, A * B, B) for row in rows[start : start + B][places]]
         flat = make_batch([[self.examples[index] for index in row] for row in chosen], length, self.untrained)

@@ -142,6 +142,16 @@ def test_buckets_and_packing_leave_less_padding_and_buckets_few_lengths():
     assert useful["padded"] < 0.6 and useful["bucketed"] > 0.85 and useful["packed"] > 0.97
 
 
+@pytest.mark.parametrize("shortest, longest", [(97, 158), (97, 161), (10, 500), (50, 50), (2, 9)])
+def test_lengths_of_buckets_are_spread_over_those_that_there_are(shortest: int, longest: int):
+    examples = [toy(*range(length)) for length in range(shortest, longest + 1)] * 8
+    batches = Batches(examples, TrainingConfig(per_device_batch_size=2, batching="bucketed"), max_length=512)
+    made = [batches[step] for step in range(len(examples) // 2)]
+    lengths = sorted({batch.tokens.shape[-1] for batch in made})
+    assert len(lengths) == min(8, -(-(longest - 1) // 8) - (shortest - 1) // 8) and lengths[-1] == batches.length
+    assert len(set(np.diff(lengths))) <= 1  # as far apart
+
+
 @pytest.mark.parametrize("batching", ["padded", "bucketed", "packed"])
 def test_the_parts_that_several_processes_make_are_the_batch(batching: str):
     config = TrainingConfig(per_device_batch_size=4, grad_accum_steps=2, batching=batching, seed=3)

@@ -26,16 +26,20 @@ def planned(config: Config, shape: GemmaConfig = SHAPE) -> Plan:
     return compiled_step(config, shapes_of(shape, config), LENGTH)[1]
 
 
-def test_a_plan_counts_the_weights_and_the_bytes_that_there_are():
-    found = planned(CONFIG)
+@pytest.fixture(scope="module")
+def whole(quickly_compiled: None) -> Plan:
+    return planned(CONFIG)
+
+
+def test_a_plan_counts_the_weights_and_the_bytes_that_there_are(whole: Plan):
     weights = 2048 * 128 + 128 + 2 * (2 * 128 * 128 + 2 * 128 * 32 + 3 * 128 * 256 + 2 * 128)
-    assert found.parameters == found.trained == weights and found.weights == 4 * weights
-    assert found.optimizer == 8 * weights + 8  # mean and square of each, and two counts of steps
-    assert found.peak > 2 * found.weights + found.optimizer + found.activations > found.activations > found.weights
+    assert whole.parameters == whole.trained == weights and whole.weights == 4 * weights
+    assert whole.optimizer == 8 * weights + 8  # mean and square of each, and two counts of steps
+    assert whole.peak > 2 * whole.weights + whole.optimizer + whole.activations > whole.activations > whole.weights
 
 
-def test_with_lora_the_adapters_alone_are_trained_and_have_an_optimizer():
-    found, whole = planned(LORA), planned(CONFIG)
+def test_with_lora_the_adapters_alone_are_trained_and_have_an_optimizer(whole: Plan):
+    found = planned(LORA)
     adapters = 2 * 4 * (2 * 128 + 2 * (128 + 32) + 2 * 128)
     assert found.trained == adapters == found.parameters - whole.parameters and found.optimizer == 8 * adapters + 8
     assert found.peak < whole.peak
@@ -47,18 +51,17 @@ def test_a_frozen_base_is_kept_in_the_dtype_that_is_computed_in():
 
 
 @pytest.mark.parametrize("changes", [{"remat": True}, {"optimizer": "adafactor"}, {"per_device_batch_size": 2}])
-def test_what_saves_memory_is_seen_to_save_it(changes: dict):
-    assert planned(replace(CONFIG, training=replace(CONFIG.training, **changes))).peak < 0.97 * planned(CONFIG).peak
+def test_what_saves_memory_is_seen_to_save_it(changes: dict, whole: Plan):
+    assert planned(replace(CONFIG, training=replace(CONFIG.training, **changes))).peak < 0.97 * whole.peak
 
 
-def test_logits_that_are_not_made_need_no_memory():
+def test_logits_that_are_not_made_need_no_memory(whole: Plan):
     half = compiled_step(CONFIG, shapes_of(SHAPE, CONFIG), LENGTH, LENGTH // 2)[1]
     logits = 4 * LENGTH * SHAPE.vocab_size * 4
-    assert planned(CONFIG).activations - half.activations > logits // 2
+    assert whole.activations - half.activations > logits // 2
 
 
-def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(monkeypatch: pytest.MonkeyPatch):
-    whole = planned(CONFIG)
+def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(whole: Plan, monkeypatch: pytest.MonkeyPatch):
     check_plan(whole, SHAPE, CONFIG, LENGTH)
     monkeypatch.setattr(plan, "_room", lambda: int(0.8 * whole.peak))
     with pytest.raises(RequestError, match=r"training needs .* and there are .* This would fit") as refused:
