@@ -138,6 +138,17 @@ def test_rotation_is_its_formula():
     np.testing.assert_allclose(found[0], rotated(x), rtol=1e-5, atol=1e-6)
 
 
+def test_no_layer_works_out_cosines_again():
+    graph, state = nnx.split(Gemma(CONFIG, nnx.Rngs(0)))
+
+    def loss(params: dict, tokens: jax.Array) -> jax.Array:
+        hidden, _ = nnx.merge(graph, params)(tokens, positions(tokens), causal_mask(tokens))
+        return jnp.sum(hidden**2)
+
+    program = jax.jit(jax.grad(loss)).lower(nnx.to_pure_dict(state), jnp.ones((2, 8), jnp.int32)).compile().as_text()
+    assert program.count(" cosine(") == program.count(" sine(") == 1
+
+
 def test_rotated_products_depend_on_the_distance_alone():
     query, key = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 3, 1, 8)), jnp.float32)
     here, there = jnp.array([[3, 12, 102]]), jnp.array([[1, 10, 100]])
