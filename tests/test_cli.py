@@ -736,6 +736,7 @@ def test_the_requirements_name_all_that_they_bring_in_as_they_are_installed_with
 ASKED_TO_END = """
 import gc, os, signal, time
 from lib.__main__ import end_when_asked
+signal.signal(signal.{name}, signal.SIG_DFL)  # it may have been started under nohup
 end_when_asked()
 asked = []
 def callback(phase, about):
