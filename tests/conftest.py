@@ -1,12 +1,16 @@
 """What the tests share: a home of their own, and a toy dataset with a model small enough to train in a second."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
+from small import RUN, SmallRun
 
 # Importing lib first fixes NPROC before any test imports jax.
 from lib.config import DatasetConfig
@@ -14,6 +18,7 @@ from lib.data.dataset import Dataset, build_dataset
 from lib.data.renderer import Example, render_example
 from lib.data.selection import is_held_out
 from lib.data.store import Store
+from lib.files import repository_root
 from lib.tasks import high_card_duel
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of what is tested
@@ -70,14 +75,18 @@ def examples(dataset: Dataset) -> list[Example]:
     return [example for example in rendered if not is_held_out(example.prompt)][:2] + held[:1]
 
 
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that the workers of pytest-xdist share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The same program is compiled by XLA once for all tests: compiling is nearly all of the time that they take."""
     import jax
 
-    scratch = tmp_path_factory.getbasetemp()
-    shared = scratch.parent if "PYTEST_XDIST_WORKER" in os.environ else scratch  # by all workers
-    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(of_all_workers(tmp_path_factory) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -97,13 +106,37 @@ def quickly_compiled(compiled_once: None) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def processes_compile_once(compiled_once: None) -> Iterator[None]:
     """The same, for the processes that the tests of a module start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in compile_once().items():
+            patch.setenv(name, value)
+        yield
+
+
+def compile_once() -> dict[str, str]:
+    """The environment of a process that finds what was compiled, and leaves what it compiles."""
     import jax
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
+    return {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, compiled_once: None) -> SmallRun:
+    """Done once, by the worker that asks first. No test changes it; one that must takes a copy of its home."""
+    folder = of_all_workers(tmp_path_factory) / "small"
+    home, printed = folder / "home", folder / "printed"
+    with FileLock(f"{folder}.lock"):
+        if not printed.exists():
+            command = [sys.executable, "-m", "lib", *RUN, "--name", "toy"]
+            environment = os.environ | compile_once() | {"RETRACE_HOME": str(home)}
+            done = subprocess.run(command, cwd=repository_root(), env=environment, capture_output=True, text=True)
+            assert done.returncode == 0 and not done.stderr, done.stderr
+            printed.write_text(done.stdout)
+    [made] = home.glob("*_toy")
+    return SmallRun(printed.read_text(), made)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The whole job for real, as small as it can be: what a run leaves behind, and how it ends when a notebook does not."""
 
-import io
 import json
 import os
 import re
@@ -8,15 +7,14 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from safetensors.numpy import load_file, save_file
+from small import CONFIG, RUN, SMALL, SmallRun
 
 from lib.__main__ import main
 from lib.config import load_config, to_dict
@@ -36,35 +34,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once"
 
 LOCKS = {".lock", ".kernel.lock", ".kernel.pid"}
 STAGE_NAMES = ["01_traces", "02_dataset", "04_evaluate_before", "03_train", "04_evaluate_after", "05_compare"]
-# Shapes stay those of the smoke configuration, so that what is compiled here serves the notebooks alone, too.
-SMALL = [
-    "training.num_steps=3", "training.warmup_steps=1", "training.log_every=1", "training.eval_every=3",
-    "training.checkpoint_every=2", "evaluation.limit=4",
-]  # fmt: skip
-RUN = ["run", "configs/smoke.yaml", *(word for change in SMALL for word in ("--set", change))]
 
 
-class Done(NamedTuple):
-    """A run that came to its end: its exit status, what it printed, its home and its folder."""
-
-    status: int
-    printed: str
-    home: Path
-    folder: Path
-
-    @property
-    def manifest(self) -> dict:
-        return json.loads((self.folder / "run_manifest.json").read_bytes())
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    home, printed = tmp_path_factory.mktemp("home"), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setenv("RETRACE_HOME", str(home))
-        status = main([*RUN, "--name", "toy"])
-    [folder] = home.glob("*_toy")
-    return Done(status, printed.getvalue(), home, folder)
+@pytest.fixture
+def done(small_run: SmallRun) -> SmallRun:
+    return small_run
 
 
 def files(folder: Path) -> set[str]:
@@ -72,7 +46,6 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_run_ends_well_and_prints_its_conclusion(done):
-    assert done.status == 0
     sentence = done.manifest["metrics"]["evaluation"]["sentence"]
     *_, conclusion, report, reproduce = done.printed.splitlines()
     assert conclusion == sentence and sentence.endswith(".")
@@ -145,7 +118,7 @@ def test_the_manifest_tells_what_went_in(done):
     assert manifest["inputs"]["dataset"] == {"key": "smoke-v1", "content_sha256": dataset.manifest["content_sha256"]}
     eval_set = load_eval_set(repository_root() / "evalsets" / "high_card_duel_v1.jsonl")
     assert manifest["inputs"]["eval_set"] == {"name": eval_set.name, "sha256": eval_set.sha256}
-    assert manifest["config"] == to_dict(load_config("configs/smoke.yaml", SMALL))
+    assert manifest["config"] == to_dict(load_config(CONFIG, SMALL))
     assert manifest["config"] == to_dict(load_config(done.folder / "config.yaml"))
     assert manifest["training_config"] == manifest["config"]["training"]
     assert (manifest["recipe"], manifest["seed"]) == ("trace_sft_v1", 7)

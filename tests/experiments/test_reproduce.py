@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from small import SmallRun
 
 from lib.__main__ import main
 from lib.config import parse_yaml
@@ -21,18 +22,11 @@ from lib.experiments import reproduce as again
 from lib.experiments.evidence import compare_results, first_step_apart, read_record
 from lib.files import repository_root, sealed, write_json
 
-SMALL = ["training.num_steps=3", "training.warmup_steps=1", "training.log_every=1", "training.eval_every=3",
-         "training.checkpoint_every=2", "evaluation.limit=4"]  # fmt: skip
 
-
-@pytest.fixture(scope="module")
-def made(processes_compile_once, tmp_path_factory) -> Path:
-    """A run that is done, in a home of its own."""
-    home = tmp_path_factory.mktemp("made") / "home"
-    words = ["--home", str(home), "run", "configs/smoke.yaml", "--name", "toy"]
-    command = [sys.executable, "-m", "lib", *words, *(word for change in SMALL for word in ("--set", change))]
-    subprocess.run(command, cwd=repository_root(), check=True, capture_output=True)
-    return next(home.glob("*_toy"))
+@pytest.fixture
+def made(processes_compile_once, small_run: SmallRun) -> Path:
+    """The folder of a run that is done."""
+    return small_run.folder
 
 
 @pytest.fixture

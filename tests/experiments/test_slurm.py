@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from small import CONFIG, SMALL, as_words
 
 from lib.__main__ import main
 from lib.config import load_config, to_yaml
@@ -29,8 +30,6 @@ from lib.files import repository_root
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("processes_compile_once")]
 
-SMALL = ["training.num_steps=3", "training.warmup_steps=1", "training.log_every=1", "training.eval_every=3",
-         "training.checkpoint_every=2", "evaluation.limit=4"]  # fmt: skip
 VARY = "vary: {training.learning_rate: [1e-3, 3e-3, 1e-2], training.seed: [7, 8]}"
 PATIENCE = 900
 
@@ -121,7 +120,7 @@ def until_idle(folder: Path) -> None:
 
 
 def start(folder: Path, home: str, execution: str, vary: str = VARY) -> subprocess.Popen:
-    (folder / "base.yaml").write_text(to_yaml(load_config("configs/smoke.yaml", SMALL)))
+    (folder / "base.yaml").write_text(to_yaml(load_config(CONFIG, SMALL)))
     file = folder / f"{home}.yaml"
     file.write_text(f"name: toy\nbase: {folder}/base.yaml\n{vary}\nexecution: {execution}\n")
     return subprocess.Popen(
@@ -156,7 +155,7 @@ def test_six_trials_on_slurm_and_by_processes_come_to_the_same_results(slurm, tm
 def test_two_tasks_of_srun_train_as_one_device_does(slurm: Path, dataset: Dataset, tmp_path: Path):
     (tmp_path / "data.jsonl").write_bytes(b"".join(export_lines(dataset.traces, "tunix_sft", "answer_sft_v1", "")))
     train = ["train", "--config", "configs/smoke.yaml", "--data", str(tmp_path / "data.jsonl")]
-    train += [word for setting in (*SMALL, "recipe=answer_sft_v1") for word in ("--set", setting)]
+    train += as_words([*SMALL, "recipe=answer_sft_v1"])
     apart = ["--set", "parallelism.data=2", "--output", str(tmp_path / "two")]
     job = subprocess.run(
         ["srun", "--ntasks", "2", "--kill-on-bad-exit=1", sys.executable, "-m", "lib", "launch", *train, *apart],

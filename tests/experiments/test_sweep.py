@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 from inert import static_problems
+from small import CONFIG, SMALL, SmallRun
 
 from lib.__main__ import main
 from lib.config import load_config, to_dict, to_yaml
@@ -23,12 +24,7 @@ from lib.files import repository_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once")]
 
-# Shapes stay those of the smoke configuration, so that what is compiled once serves all.
-SMALL = [
-    "training.num_steps=3", "training.warmup_steps=1", "training.log_every=1", "training.eval_every=3",
-    "training.checkpoint_every=2", "evaluation.limit=4",
-]  # fmt: skip
-SEEDS = [7, 8]
+SEEDS = [7, 8]  # the first is that of the smoke configuration
 PATIENCE = 300  # seconds for anything that must come
 
 
@@ -81,7 +77,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "base.yaml").write_text(to_yaml(load_config("configs/smoke.yaml", SMALL)))
+    (folder / "base.yaml").write_text(to_yaml(load_config(CONFIG, SMALL)))
     (folder / "toy.yaml").write_text(
         f"name: toy\nbase: {folder}/base.yaml\nvary: {{training.seed: {SEEDS}}}\nexecution: {{at_once: 2}}\n"
     )
@@ -136,7 +132,9 @@ def test_killed_it_is_started_again_and_waits_for_the_trial_that_lives_on(toy, i
     assert "1 of 2 trials not done" in (toy.folder / "sweep.html").read_text()
 
 
-def test_resumed_it_comes_to_the_same_results_as_one_after_the_other(toy, in_its_home, monkeypatch, capsys):
+def test_resumed_it_comes_to_the_same_results_as_one_after_the_other(
+    toy, in_its_home, small_run: SmallRun, monkeypatch, capsys
+):
     before = {path: path.stat().st_mtime_ns for path in toy.runs[1].rglob("*")}
     done = toy.start("resume", toy.folder.name)
     said, error = done.communicate(timeout=PATIENCE)
@@ -144,16 +142,15 @@ def test_resumed_it_comes_to_the_same_results_as_one_after_the_other(toy, in_its
     assert said.startswith(f"{toy.folder.name}: 2 trials, 1 done already; 2 at a time by processes\n")
     assert before == {path: path.stat().st_mtime_ns for path in toy.runs[1].rglob("*")}
     assert len(toy.runs) == 2 and [row["status"] for row in list_runs()] == ["done"] * 2
-    found = []
     for seed, run in zip(SEEDS, toy.runs, strict=True):
-        changes = f"training.seed={seed}"
-        assert read_manifest(run)["config"] == to_dict(load_config(toy.file.with_name("base.yaml"), [changes]))
-        monkeypatch.setenv("RETRACE_HOME", str(toy.home.with_name(f"alone_{seed}")))
-        alone = open_run(str(toy.file.with_name("base.yaml")), overrides=changes)
-        stages.write_report(alone)
-        found += [json.loads((folder / EVIDENCE).read_bytes())["results"] for folder in (run, alone.folder)]
-    assert found[0] == found[1] and found[2] == found[3]
-    assert found[0]["weights_sha256"] != found[2]["weights_sha256"]
+        config = load_config(toy.file.with_name("base.yaml"), [f"training.seed={seed}"])
+        assert read_manifest(run)["config"] == to_dict(config)
+    monkeypatch.setenv("RETRACE_HOME", str(toy.home.with_name("alone")))
+    alone = open_run(str(toy.file.with_name("base.yaml")), overrides=f"training.seed={SEEDS[1]}")
+    stages.write_report(alone)
+    expected = [small_run.folder, alone.folder]
+    found = [json.loads((folder / EVIDENCE).read_bytes())["results"] for folder in (*toy.runs, *expected)]
+    assert found[:2] == found[2:] and found[0]["weights_sha256"] != found[1]["weights_sha256"]
 
 
 def test_the_page_and_the_summary_tell_of_both_trials(toy, in_its_home, capsys):

@@ -12,7 +12,6 @@ from lib.experiments import run as runs  # before nbformat, which lib.experiment
 
 # isort: split
 import nbformat
-import subject
 
 from lib.__main__ import main
 from lib.experiments.notebooks import Stage
@@ -20,7 +19,6 @@ from lib.experiments.run import CONFIG, Run
 from lib.files import atomic_write, repository_root
 
 OFFSETS = 20
-SMALL = subject.settings(num_steps=3, eval_every=3, checkpoint_every=2)  # as in the tests of the pipeline
 
 
 class Said(NamedTuple):

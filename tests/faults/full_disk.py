@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import damage
+import subject
 
 from lib.data.store import Store
 from lib.experiments import notebooks, pipeline
@@ -161,7 +162,7 @@ def manifest(disk: Disk) -> dict[str, Any]:
 
 def checkpoint(disk: Disk) -> dict[str, Any]:
     """A training whose disk is full when its second checkpoint is saved; then it has room again, and goes on."""
-    settings = [*damage.SMALL, "--set", "training.checkpoint_every=1"]
+    settings = subject.settings(checkpoint_every=1)
     words = ("train", "--config", "configs/smoke.yaml", *settings, "--data", disk.data, "--output", disk.folder / "run")
     save = loop.save_checkpoint
 

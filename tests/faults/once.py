@@ -54,6 +54,7 @@ def whole(name: str) -> dict[str, str]:
     """Every file of the run of this name that holds no time and no speed, and its `results`."""
     import damage
     import subject
+    from small import RUN
 
     from lib.experiments import pipeline
     from lib.experiments.run import run_folders
@@ -61,7 +62,7 @@ def whole(name: str) -> dict[str, str]:
 
     if not subject.FULL:
         pipeline.execute = damage.execute_here
-    said = damage.command("run", "configs/smoke.yaml", *damage.SMALL, "--name", name)
+    said = damage.command(*RUN, "--name", name)
     assert said.status == 0, said
     [folder] = (folder for folder in run_folders() if folder.name.endswith(name))
     names = ["config.yaml", "checkpoints.jsonl", "eval_before.jsonl", "eval_after.jsonl", "eval_summary.json",

@@ -18,16 +18,17 @@ from lib.experiments.pipeline import STAGES
 from lib.experiments.run import MANIFEST, STATE
 from lib.files import repository_root, write_json
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what is started by itself in this folder
+from small import as_words, changes
+
 INJECT = Path(__file__).resolve().parent / "inject"
 FULL = os.environ.get("RETRACE_FAULTS") == "full"
 PATIENCE = 300  # seconds for anything that must come; a machine that does other work, too, may need them
 
 
 def settings(**training: int) -> list[str]:
-    """Words that make the smoke configuration small: shapes stay, so that what is compiled once serves all."""
-    given = {"warmup_steps": 1, "log_every": 1, **training}
-    changes = [*(f"training.{name}={value}" for name, value in given.items()), "evaluation.limit=4"]
-    return [word for change in changes for word in ("--set", change)]
+    """Words that make the smoke configuration small."""
+    return as_words(changes(**training))
 
 
 class Command:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import damage
 import once
 import pytest
 from damage import one_line
+from small import CONFIG, SMALL, as_words
 from subject import FULL
 
 from lib.config import EvaluationConfig
@@ -29,9 +29,8 @@ from lib.trace import to_json
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once")]
 
 CODE = ("lib", "notebooks", "configs", "evalsets")
-SETTINGS = [word for word in damage.SMALL if word != "--set"]
 TWINS = {"one twin": "one", "other twin": "other"}  # and what their runs are named
-TRAIN = ["train", "--config", "configs/smoke.yaml", *damage.SMALL]
+TRAIN = ["train", "--config", CONFIG, *as_words(SMALL)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Variation:
 
 def begun(home: Path, variation: Variation, **more: Any) -> subprocess.Popen:
     home.mkdir(parents=True, exist_ok=True)
-    request = {"home": str(home), "settings": SETTINGS, "name": "toy"} | variation.request | more
+    request = {"home": str(home), "settings": SMALL, "name": "toy"} | variation.request | more
     path = os.pathsep.join(filter(None, [str(variation.checkout), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, once.__file__, json.dumps(request)],

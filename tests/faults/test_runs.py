@@ -23,6 +23,7 @@ import psutil
 import pytest
 import subject
 import sweep
+from small import CONFIG, RUN, SMALL, as_words
 from subject import FULL, Command, alive, gone_within, temporary, torn
 
 from lib.__main__ import main
@@ -44,8 +45,7 @@ from lib.files import atomic_write, repository_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes_compile_once")]
 
-SMALL = subject.settings(num_steps=3, eval_every=3, checkpoint_every=2)  # as in the tests of the pipeline
-RUN = ["run", "configs/smoke.yaml", *SMALL, "--name", "victim"]
+BEGIN = [*RUN, "--name", "victim"]
 SEED = 22
 
 
@@ -138,7 +138,7 @@ class Victim:
 
     def go_on(self, *words: str, faults: list[dict[str, Any]] | None = None) -> Command:
         """Begin the run, or go on with it."""
-        return Command(self.home, *(["resume", self.folder] if self.begun else RUN), *words, faults=faults or [])
+        return Command(self.home, *(["resume", self.folder] if self.begun else BEGIN), *words, faults=faults or [])
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, processes_compile_once
     """The folder of the same job, done in this process, by hand, with nothing in its way."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETRACE_HOME", str(tmp_path_factory.mktemp("undisturbed")))
-        run = open_run("configs/smoke.yaml", overrides=" ".join(word for word in SMALL if word != "--set"))
+        run = open_run(CONFIG, overrides=" ".join(SMALL))
         stages.write_report(run)
     return run.folder
 
@@ -267,7 +267,7 @@ def test_f32_f33_of_two_trainings_in_one_folder_the_second_is_refused_until_the_
     (tmp_path / "data").mkdir()
     for file in (undisturbed / stages.EXPORT, undisturbed.parent / "datasets" / "smoke-v1" / "tokenizer.json"):
         shutil.copy(file, tmp_path / "data")
-    train = ["train", "--config", "configs/smoke.yaml", *SMALL, "--data", str(tmp_path / "data" / stages.EXPORT)]
+    train = ["train", "--config", CONFIG, *as_words(SMALL), "--data", str(tmp_path / "data" / stages.EXPORT)]
     train += ["--output", str(tmp_path / "out")]
     first = Command(tmp_path / "home", *train, faults=[STUCK | {"do": "stop", "who": "runner"}])
     first.struck()  # it hangs, and so is at work

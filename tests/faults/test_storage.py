@@ -25,6 +25,7 @@ import psutil
 import pytest
 import subject
 from damage import OFFSETS, command, copied, flip, names, one_line
+from small import CONFIG, RUN, SMALL, as_words
 from subject import FULL
 
 from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig, load_config
@@ -44,7 +45,7 @@ from lib.model.weights import Model
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 SEED = 35
-TRAIN = ["train", "--config", "configs/smoke.yaml", *damage.SMALL]
+TRAIN = ["train", "--config", CONFIG, *as_words(SMALL)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +62,7 @@ def whole(stages_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("whole") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETRACE_HOME", str(home))
-        said = command("run", "configs/smoke.yaml", *damage.SMALL, "--name", "toy")
+        said = command(*RUN, "--name", "toy")
         assert said.status == 0, said
         [folder] = run_folders()
         assert not verify_run(folder) and not verify_home()
@@ -83,8 +84,7 @@ def meanwhile(
             limit_memory, 4_000, wide, *TRAIN, "--set", "training.per_device_batch_size=2048", *data, wide / "out",
         ),
         "memory of a run": (
-            limit_memory, 4_000, folder / "run", "run", "configs/smoke.yaml", *damage.SMALL,
-            "--set", "evaluation.batch_size=50000", "--name", "toy",
+            limit_memory, 4_000, folder / "run", *RUN, "--set", "evaluation.batch_size=50000", "--name", "toy",
         ),
     }  # fmt: skip
     faults = {"disk": "_f28_", "permissions": "_f30_"}
