@@ -20,6 +20,8 @@ from jax.experimental import multihost_utils
 from lib.errors import RequestError, RetraceError
 from lib.progress import VARIABLE
 
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # as XLA says it
+
 
 def join_job() -> None:
     """Take part in the job that the environment describes; all but process 0 print nothing from here on.
@@ -89,7 +91,7 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as error:  # short of memory, XLA raises either
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
             raise RetraceError(f"{what} ran out of memory ({said[:120]}); {remedy}") from None
         if isinstance(error, ValueError) or jax.process_count() == 1:
             raise

@@ -10,6 +10,7 @@ A tree that lies on many devices is written and read by all processes together, 
 whole, so that it is the same wherever the parts lie.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -31,9 +32,10 @@ import orbax.checkpoint as ocp
 
 from lib.errors import RetraceError
 from lib.files import write_json
-from lib.model.processes import any_process, by_first, whole
+from lib.model.processes import OUT_OF_MEMORY, any_process, by_first, whole
 
 DIGEST = "digest.json"
+OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is wrong with it, not with its disk
 FORMAT_VERSION = "1.0"
 
 
@@ -89,7 +91,8 @@ def is_saved(folder: Path) -> bool:
 def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
     """The tree that was saved; `like` gives its structure, shapes and dtypes. Raises DamagedError.
 
-    A digest that is known from elsewhere must be that of the tree.
+    A digest that is known from elsewhere must be that of the tree. Where it is not the files that stand in the way, but
+    want of memory or a disk that does not answer, RetraceError says so.
     """
     try:
         recorded = json.loads((folder / DIGEST).read_bytes())
@@ -97,6 +100,8 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
             raise ValueError(f"format_version {version!r} is not known, only {FORMAT_VERSION!r}")
         expected, leaves = recorded["sha256"], recorded["leaves"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if _is_of_the_machine(error):
+            raise _unread(folder, error) from None
         raise DamagedError(f"{folder}: no readable {DIGEST} ({error})") from None
     if digest not in ("", expected):
         raise DamagedError(f"{folder}: holds another tree than the one that was recorded")
@@ -106,14 +111,16 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
     if extra := sorted(leaves.keys() - _shapes(like).keys()):
         raise DamagedError(f"{folder}: leaf {extra[0]} is in the checkpoint and not in the model")
     abstract = jax.tree.map(_placed, like)
-    problem = ""
+    failure: Exception | None = None
     try:
         with _quiet_threads(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore((folder / "arrays").absolute(), abstract)
     except Exception as error:  # a damaged file raises whatever the reader of its part raises
-        problem = str(error).splitlines()[0][:200]
-    if any_process(bool(problem)):
-        raise DamagedError(f"{folder}: cannot be read ({problem or 'by another process'})")
+        failure = error
+    if any_process(failure is not None):
+        if any_process(_is_of_the_machine(failure)):
+            raise _unread(folder, failure)
+        raise DamagedError(f"{folder}: cannot be read ({_reason(failure)})")
     if tree_digest(tree) != expected:
         raise DamagedError(f"{folder}: its arrays are not what was saved (digest differs)")
     leaves, structure = jax.tree.flatten(tree)
@@ -139,12 +146,32 @@ def _unbound(leaf: jax.Array) -> jax.Array:
     return leaf if isinstance(leaf.sharding, jax.sharding.NamedSharding) else jnp.array(jax.device_get(leaf))
 
 
-def _reason(error: Exception) -> str:
-    """What the operating system said, where it did; the libraries quote its number somewhere in their own words."""
-    number = error.errno if isinstance(error, OSError) else re.search(r"os_error_code='(\d+)'", str(error))
-    if number:
-        return os.strerror(number if isinstance(number, int) else int(number[1]))
+def _reason(error: Exception | None) -> str:
+    """What the operating system said, where it did; of none, that it was another process that failed."""
+    if error is None:
+        return "by another process"
+    if number := _errno(error):
+        return os.strerror(number)
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _errno(error: Exception | None) -> int | None:
+    """The number of an error of the system, which the libraries quote somewhere in their own words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
+
+
+def _is_of_the_machine(error: Exception | None) -> bool:
+    """Whether a file could not be read for a reason that says nothing of what is in it."""
+    short = isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY)
+    return short or _errno(error) not in (None, *OF_THE_FILE)
+
+
+def _unread(folder: Path, error: Exception | None) -> RetraceError:
+    remedy = "where there is memory enough, and its disk answers, the same command reads it"
+    return RetraceError(f"{folder}: not read ({_reason(error)}), and left as it is; {remedy}")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ from lib.training.checkpoints import cut_logs, logs_of, restore_latest, save_che
 from lib.training.events import event_files
 from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.optimizer import make_optimizer
-from lib.training.plan import Shapes, check_plan, compiled_step, divided, micro_batches
+from lib.training.plan import Shapes, abstract_state, check_plan, compiled_step, divided, micro_batches
 from lib.training.step import StepMetrics, TrainState, sum_loss
 from lib.training.trainers import tunix_version
 from lib.training.tunix import tunix_step
@@ -183,10 +183,9 @@ def _run(
     optimizer, schedule = make_optimizer(config)
     schedule = jax.jit(schedule)
     mesh = make_mesh(whole.parallelism)
-    params = jax.tree.map(jnp.array, shapes.trained)  # a copy: the step uses its state up
-    state = _begun(params, optimizer, mesh)
-    if restored := restore_latest(output / "checkpoints", state, warn):
-        state = restored
+    state = restore_latest(output / "checkpoints", abstract_state(shapes, optimizer, mesh), warn)
+    if state is None:
+        state = _begun(jax.tree.map(jnp.array, shapes.trained), optimizer, mesh)  # a copy: the step uses its state up
     start = int(state.step)
     lines: list[Metrics] = []
     if is_first():

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import psutil
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lib.config import Config, LoraConfig
 from lib.data.batches import Batch
@@ -81,19 +82,24 @@ def shapes_of(model: GemmaConfig, config: Config) -> Shapes:
     return divided(made["graph"], whole)
 
 
+def abstract_state(shapes: Shapes, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+    """What a training's state is made of: the shapes, each with its place on the mesh."""
+    state = TrainState(jnp.int32(0), shapes.trained, jax.eval_shape(optimizer.init, shapes.trained))
+    return placed(state, mesh)
+
+
 def compiled_step(config: Config, shapes: Shapes, length: int, untrained: int = 0) -> tuple[jax.stages.Compiled, Plan]:
     """The training step for batches of `length` tokens a row, the first `untrained` never trained on; what it takes."""
     training = config.training
     optimizer, _ = make_optimizer(training)
-    state = TrainState(jnp.int32(0), shapes.trained, jax.eval_shape(optimizer.init, shapes.trained))
     rows, mesh = (*micro_batches(config), length), make_mesh(config.parallelism)
     place = None if mesh is None else NamedSharding(mesh, PartitionSpec(None, ROWS))
     of_rows = partial(jax.ShapeDtypeStruct, rows, sharding=place)
     of_targets = partial(jax.ShapeDtypeStruct, (*rows[:2], length - untrained), sharding=place)
     batch = Batch(of_rows(jnp.int32), of_targets(jnp.int32), of_targets(bool), of_rows(jnp.int32))
+    state, frozen = abstract_state(shapes, optimizer, mesh), placed(shapes.frozen, mesh)
     places = None if mesh is None else shardings(state, mesh)
     step = make_train_step(shapes.graph, optimizer, config.model.dtype, training.remat, places)
-    state, frozen = placed(state, mesh), placed(shapes.frozen, mesh)
     with on_mesh(mesh):
         compiled = step.lower(state, frozen, batch).compile()
     return compiled, _plan(compiled, state, shapes._replace(frozen=frozen))

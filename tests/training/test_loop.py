@@ -1,5 +1,6 @@
 """The loop: the same bits every time, killed or not, and a folder that never holds two trainings."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from lib.data.selection import is_held_out
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root, sealed, write_json
 from lib.model.lora import split
-from lib.model.storage import is_saved, tree_digest
+from lib.model.storage import DamagedError, is_saved, tree_digest
 from lib.model.weights import Model, base_model, load_model, save_model
 from lib.training import loop
 from lib.training.checkpoints import saved_steps
@@ -185,6 +186,48 @@ def test_f36_damaged_checkpoints_are_told_of_and_passed_over(
     assert result.resumed_from == resumed_from and len(warnings) == len(damaged)
     assert all("falling back to the checkpoint before" in warning for warning in warnings)
     assert result.weights_sha256 == whole.result.weights_sha256 and metrics(copy) == metrics(whole.output)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+        MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        ValueError("INTERNAL: reading [source locations='…'; os_error_code='116']"),  # as tensorstore says ESTALE
+    ],
+    ids=["device memory", "memory", "open files", "network disk"],
+)
+def test_f29_a_checkpoint_that_the_machine_cannot_read_now_is_left_as_it_is(
+    failure: Exception, copy: Path, whole: Run, small_model: Model, examples: list[Example], monkeypatch
+):
+    def restore(*given):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.StandardCheckpointer.restore", restore)
+        with pytest.raises(
+            RetraceError, match=r"checkpoints/30: not read \(.+\), and left as it is; .*same command"
+        ) as told:
+            resumed(small_model, examples, copy)
+    assert not isinstance(told.value, DamagedError) and saved_steps(copy / "checkpoints") == [20, 30]
+    result, warnings = resumed(small_model, examples, copy)
+    assert (result.resumed_from, warnings, result.weights_sha256) == (30, [], whole.result.weights_sha256)
+
+
+def test_going_on_needs_no_more_memory_than_to_begin(
+    copy: Path, small_model: Model, examples: list[Example], monkeypatch
+):
+    """The state that is read is the only one; before, there was one to be read into beside it."""
+    restore, found = loop.restore_latest, []
+
+    def restoring(*given):
+        found.append(sum(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given[1].opt_state)))
+        return restore(*given)
+
+    monkeypatch.setattr(loop, "restore_latest", restoring)
+    monkeypatch.setattr(loop, "_begun", None)
+    assert resumed(small_model, examples, copy)[0].resumed_from == 30 and found == [0]
 
 
 def test_f24_a_checkpoint_that_was_never_finished_is_no_checkpoint(
