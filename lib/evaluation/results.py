@@ -32,7 +32,7 @@ from lib.evaluation.metrics import (
     mean_majority_at_k,
     mean_pass_at_k,
 )
-from lib.evaluation.scoring import normalised, reasoning_steps
+from lib.evaluation.scoring import merged, reasoning_steps
 from lib.evaluation.statistics import Interval, wilson_interval
 from lib.tasks import check_steps
 from lib.tasks.steps import StepCheck
@@ -56,6 +56,7 @@ class ItemResult(NamedTuple):
     checks: list[StepCheck]
     num_tokens: int
     logprob: float
+    scorer: str = ""
     votes: tuple[Vote, ...] = ()
 
     @property
@@ -246,7 +247,8 @@ def _counted(found: Iterable[Any]) -> dict[Any, int]:
 
 def _voted(samples: list[ItemResult]) -> ItemResult:
     """Of an item's samples the one that speaks for it, with the votes of all."""
-    answers = [normalised(item.answer) if item.verdict in ("correct", "wrong") else None for item in samples]
+    given = [item.answer if item.verdict in ("correct", "wrong") else None for item in samples]
+    answers = merged(given, samples[0].scorer)
     winner = majority_answer(answers)
     chosen = samples[answers.index(winner) if winner is not None else 0]
     votes = tuple(Vote(answer, item.correct) for answer, item in zip(answers, samples, strict=True))
@@ -280,6 +282,7 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
         checks=check_steps(meta.get("task", ""), meta.get("state"), steps),
         num_tokens=record["num_tokens"],
         logprob=record["logprob"],
+        scorer=_text(meta, "scorer") if "scorer" in meta else "",
     )
 
 

@@ -139,6 +139,20 @@ def score(completion: str, expected: str, truncated: bool, scorer: str = "", tol
     return Score(0, "wrong", answer, f"{answer!r} is not the expected {expected!r}")
 
 
+def merged(answers: Iterable[str | None], scorer: str) -> list[str | None]:
+    """Each of several answers to an item as the first of them that says the same, by the item's scorer; None stays.
+
+    `["12", "13", "12.0", None]` → `["12", "13", "12", None]`. What only a verifier can compare is compared as text.
+    """
+    how = "exact" if scorer == reasoning_gym.NAME else scorer
+    found: list[str | None] = []
+    for answer in answers:
+        text = None if answer is None else normalised(answer)
+        earlier = (one for one in found if one is not None and text is not None)
+        found.append(next((one for one in earlier if one == text or _same(text or "", one, how, 0.0)), text))
+    return found
+
+
 def _not_judged(truncated: bool) -> Score:
     if truncated:
         return Score(None, "truncated", None, "generation met its token limit before the turn ended")

@@ -249,6 +249,25 @@ def test_the_answer_of_several_samples_is_the_one_that_most_give(tmp_path):
         read_results(write(tmp_path / "r.jsonl", [*three[:4], three[5]]))
 
 
+@pytest.mark.parametrize(
+    "scorer, answers, winner",
+    [
+        ("", ["12", "13", "13", "12.0", "12 apples"], "12"),
+        ("number", ["1/2", "0.5", "one", "one", "one"], "one"),
+        ("set", ["red, blue", "green", "green", "blue and red", "{red; blue}"], "red, blue"),
+        ("exact", ["12", "13", "13", "12.0", "12 apples"], "13"),
+        ("reasoning_gym", ["12", "13", "13", "12.0", "12 apples"], "13"),
+    ],
+)
+def test_answers_vote_together_that_the_scorer_takes_for_the_same(scorer, answers, winner, tmp_path):
+    samples = [
+        item(0, "wrong", sample=place, **({"scorer": scorer} if scorer else {})) | {"final_answer": answer}
+        for place, answer in enumerate(answers)
+    ]
+    [voted] = read_results(write(tmp_path / "r.jsonl", samples)).items
+    assert voted.answer == winner
+
+
 def test_items_of_one_group_are_one_cluster(tmp_path):
     def grouped(verdict: str) -> list[dict]:
         return [item(n, verdict, expected_answer=f"{n}", group=f"text {n // 10}") for n in range(40)]
