@@ -21,7 +21,7 @@ from lib.commands.parser import Parser, config_files, config_keys, dataset_keys,
 from lib.data.export import FORMATS
 from lib.data.importing import Accepted, read_traces
 from lib.experiments.run import find_run
-from lib.files import repository_root, sha256_file
+from lib.files import repository_root, sealed, sha256_file, write_json
 from lib.tasks import high_card_duel
 from lib.trace import parse_trace
 
@@ -205,6 +205,17 @@ def test_training_on_other_data_into_the_same_folder_is_refused_and_changes_noth
     before = files(in_job.output)
     ended = call("train", "--config", in_job.config, "--data", other, "--output", in_job.output)
     assert ended.status == 2 and "give another output folder" in ended.err and files(in_job.output) == before
+
+
+def test_a_training_that_is_refused_leaves_the_recorded_code_of_the_one_before(in_job, call, tmp_path):
+    output = shutil.copytree(in_job.output, tmp_path / "output")
+    (output / "git.patch").write_text("what was not committed then")
+    words = ["train", "--config", in_job.config, "--data", in_job.data, "--output", output]
+    said = json.loads((output / "run_manifest.json").read_bytes()) | {"status": "interrupted"}
+    write_json(output / "run_manifest.json", sealed(said))
+    before = files(output)
+    ended = call(*words, "--set", "training.seed=1")
+    assert ended.status == 2 and "give another output folder" in ended.err and files(output) == before
 
 
 def test_a_checkpoint_is_evaluated_without_a_configuration_by_the_defaults(in_job, call, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from lib.data.selection import is_held_out
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import encode_all, measure_lengths, too_long
 from lib.errors import RequestError
-from lib.experiments.manifest import hash_files, save_code, write_manifest
+from lib.experiments.manifest import PATCH, hash_files, save_code, write_manifest
 from lib.experiments.run import MANIFEST, STATE, at_work, read_manifest, sweep
 from lib.experiments.tracking import check_tracking, track_ended
 from lib.files import atomic_write, sha256_file, shown_path, write_json
@@ -92,6 +92,7 @@ def _recorded(config: Config, data: Path, output: Path, say: Callable[[str], Non
     """
     from lib.training.fingerprint import fingerprint
 
+    kept = {file: file.read_bytes() for file in (output / MANIFEST, output / PATCH) if file.is_file()}
     attempt, before = {"started_at": utc_now(), **save_code(output)}, _earlier(output)
     identity = {
         "run_id": before.get("run_id") or str(uuid.uuid4()),
@@ -99,14 +100,14 @@ def _recorded(config: Config, data: Path, output: Path, say: Callable[[str], Non
         "attempts": [*before.get("attempts", []), attempt],
     }
     close = partial(_write_manifest, config, data, output, identity, fingerprint(config.parallelism))
-    earlier = (output / MANIFEST).read_bytes() if (output / MANIFEST).is_file() else b""
     write_json(output / STATE, identity | {"stage": "train"})
     (output / MANIFEST).unlink(missing_ok=True)
     try:
         yield close
     except RequestError:
-        if earlier:
-            atomic_write(output / MANIFEST, earlier)
+        (output / PATCH).unlink(missing_ok=True)
+        for file, content in kept.items():
+            atomic_write(file, content)
         (output / STATE).unlink()
         raise
     except (KeyboardInterrupt, Exception) as failure:
