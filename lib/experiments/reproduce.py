@@ -254,7 +254,7 @@ def _explanation(
     if not record["code"]["git_sha"]:
         said.append("The run was made outside a git checkout, so the code as it is now was executed.")
     if changed := record["fingerprint_changed"]:
-        said.append(f"The run was resumed under another fingerprint ({', '.join(changed)}): equality is not promised.")
+        said.append(f"When the run was resumed, {', '.join(changed)} had changed: equality is not promised.")
     apart = [row.what for row in rows[len(findings) :] if not row.equal]
     if findings:
         said.append("The run folder is no longer what was recorded: " + "; ".join(findings) + ".")
@@ -266,7 +266,7 @@ def _explanation(
     elif apart and packages:
         entries = ", ".join(f"{entry['name']} ({entry['recorded']}, {entry['found']})" for entry in packages[:10])
         said.append(f"The fingerprints are equal, and packages differ: {entries}.")
-    elif apart:
+    elif apart and not record["fingerprint_changed"]:
         said.append("The fingerprints and packages are equal: equality was promised, and was not kept.")
     return said
 

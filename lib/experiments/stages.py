@@ -219,7 +219,10 @@ def tokenizer_file(config: Config) -> Path:
 
 
 def evaluate_model(run: Run, model: str) -> Results:
-    """Answers of the model `before` or `after` to the eval set; made, where they must be, after what they need."""
+    """Answers of the model `before` or `after` to the eval set; made, where they must be, after what they need.
+
+    Raises RetraceError where those that are there answer other questions than the eval set now holds.
+    """
     if model not in OUTPUTS:
         raise RequestError(f"model: expected before or after, got {model!r}")
     file, control = run.path(OUTPUTS[model]), run.path(CONTROLS[model])
@@ -236,7 +239,10 @@ def evaluate_model(run: Run, model: str) -> Results:
         )  # fmt: skip
         write_results(file, answer_eval_set(*asked))
         write_results(control, answer_control(*asked))
-    return read_results(file)
+    results, eval_set = read_results(file), find_eval_set(run.config.evaluation.eval_set)
+    if results.eval_set_sha256 != eval_set.sha256:  # notebooks by hand go on in one folder
+        raise RetraceError(f"{file}: answers to an eval set that was edited since; delete the file and run again")
+    return results
 
 
 def find_eval_set(name: str) -> EvalSet:
@@ -328,6 +334,12 @@ def metrics(run: Run) -> list[dict[str, float]]:
     return [json.loads(line) for line in run.path("metrics.jsonl").read_text().splitlines()]
 
 
+def _code_changed(run: Run) -> list[str]:
+    """`code`, where an attempt before this one was at work with other code: what it made may have stayed."""
+    *earlier, last = map(code_of, run.state.get("attempts", [{}]))
+    return ["code"] if any(code not in ({}, last) for code in earlier) else []
+
+
 def write_report(run: Run) -> Comparison:
     """`delta_report.md`, `eval_summary.json`, `evidence.json` and `report.html` of a run whose models are evaluated."""
     # here, as IPython and jinja2 are for nothing before
@@ -348,7 +360,7 @@ def write_report(run: Run) -> Comparison:
         "config": run.path(CONFIG).read_text("utf-8"),
         "code": code_of(run.state["attempts"][-1]) if "attempts" in run.state else save_code(run.folder),
         "fingerprint": model["fingerprint"],
-        "fingerprint_changed": model["fingerprint_changed"],
+        "fingerprint_changed": [*model["fingerprint_changed"], *_code_changed(run)],
         "environment": environment(),
         "dataset": {name: dataset.manifest[name] for name in ("dataset_key", "created_at", "provenance")},
         "results": results(run.folder, dataset.manifest["content_sha256"], list(drawn.values())),

@@ -14,12 +14,14 @@ from bs4 import BeautifulSoup
 from small import SmallRun
 
 from lib.__main__ import main
-from lib.config import parse_yaml
+from lib.config import load_config, parse_yaml
 from lib.data.store import Store
 from lib.errors import RequestError
-from lib.experiments import manifest
+from lib.experiments import manifest, stages
 from lib.experiments import reproduce as again
 from lib.experiments.evidence import compare_results, first_step_apart, read_record
+from lib.experiments.manifest import code_of
+from lib.experiments.run import Run
 from lib.files import repository_root, sealed, write_json
 
 
@@ -92,6 +94,20 @@ def test_the_page_alone_is_enough_and_another_nproc_is_found_and_named(made, tmp
     assert "dataset content" not in apart and ended.returncode == (1 if apart else 0)
     if apart:
         assert any("nproc: 2 recorded, 3 here" in sentence for sentence in certificate["explanation"])
+
+
+def test_a_run_that_was_gone_on_with_by_other_code_promises_no_equality(run):
+    said = json.loads((run / "run_manifest.json").read_bytes())
+    attempts = [{"git_sha": "a" * 40, "git_dirty": False}, {}, *said["attempts"]]  # the second was killed at once
+    write_json(run / "state.json", {name: said[name] for name in ("run_id", "created_at")} | {"attempts": attempts})
+    stages.write_report(Run(run, load_config(run / "config.yaml")))
+    record = read_record(run / "evidence.json")
+    assert record["fingerprint_changed"] == ["code"] and record["code"] == code_of(said["attempts"][-1])
+    rows = compare_results(record["results"], record["results"] | {"weights_sha256": "b" * 64})
+    told = " ".join(again._explanation(record, rows, [], [], []))
+    assert "code had changed: equality is not promised" in told and "was not kept" not in told
+    told = " ".join(again._explanation(record | {"fingerprint_changed": []}, rows, [], [], []))
+    assert "equality was promised, and was not kept" in told
 
 
 def test_traces_that_a_run_did_not_play_are_taken_from_this_home(run, tmp_path):

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,6 +214,21 @@ def test_f36_by_hand_a_tuned_model_is_read_once_and_a_damaged_one_trained_again_
         assert again.weights_sha256 == before.weights_sha256
         assert [item.completion for item in again.items] == [item.completion for item in before.items]
     assert len(read) == 1
+
+
+def test_f37_by_hand_answers_to_an_eval_set_that_was_edited_since_are_not_shown(copy, tmp_path):
+    config = load_config(copy / "config.yaml")
+    edited = (repository_root() / "evalsets" / f"{config.evaluation.eval_set}.jsonl").read_text().splitlines()
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("\n".join(edited[:4]) + "\n")
+    run = Run(copy, replace(config, evaluation=replace(config.evaluation, eval_set=str(mine))))
+    file = copy / stages.OUTPUTS["after"]
+    with pytest.raises(RetraceError, match="eval set that was edited since; delete the file and run again"):
+        stages.evaluate_model(run, "after")
+    file.unlink()
+    assert stages.evaluate_model(run, "after").eval_set_sha256 == load_eval_set(mine).sha256
+    with pytest.raises(RetraceError, match="edited since"):
+        stages.compare_models(run)
 
 
 # ---- flipped bits in a run that goes on --------------------------------------------------------------------
