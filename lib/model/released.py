@@ -5,6 +5,7 @@
 It imports no jax, so that a run is refused, or begun, at once.
 """
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,9 @@ FILES = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template*",
     "*.safetensors", "*.safetensors.index.json",
 ]  # fmt: skip
-NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
+WEIGHTS = "*.safetensors"
+INDEX = "model.safetensors.index.json"  # which of several files each part of the weights is in
+NEEDED = ("config.json", "tokenizer.json", WEIGHTS)
 
 
 def is_from_scratch(name: str) -> bool:
@@ -62,7 +65,17 @@ def _cached(name: str, files: list[str]) -> Path | None:
         folder = Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if all(any(folder.glob(pattern)) for pattern in NEEDED if pattern in files) else None
+    needed = {pattern for pattern in NEEDED if pattern in files}
+    if WEIGHTS in needed:
+        needed |= _parts(folder)
+    return folder if all(any(folder.glob(pattern)) for pattern in needed) else None
+
+
+def _parts(folder: Path) -> set[str]:
+    """The files that the weights are divided among, where they are."""
+    with suppress(OSError, ValueError, KeyError, AttributeError):
+        return set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+    return set()
 
 
 def _what_to_do(name: str, error: Exception) -> str:

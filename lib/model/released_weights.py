@@ -26,6 +26,7 @@ from lib.errors import RequestError
 from lib.files import atomic_open, write_json
 from lib.model.gemma import GemmaConfig
 from lib.model.mesh import LETTERS
+from lib.model.released import INDEX
 from lib.model.released_config import generation_of, json_object
 
 # ---- names ----------------------------------------------------------------------------------------------------
@@ -85,7 +86,6 @@ def place(path: tuple[str | int, ...], shape: tuple[int, ...], config: GemmaConf
 
 # ---- files ----------------------------------------------------------------------------------------------------
 
-INDEX = "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 BLOCK_BYTES = 1 << 23
 SHARD_BYTES = 5_000_000_000

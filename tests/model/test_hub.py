@@ -25,6 +25,8 @@ FILES = {
         "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
     )
 }  # fmt: skip
+PARTS = [name for name in FILES if name.startswith("model-")]
+FILES["model.safetensors.index.json"] = json.dumps({"weight_map": dict(zip("ab", PARTS, strict=True))}).encode()
 TWICE = {"README.md": b"...", "gemma-2b.gguf": b"...", "pytorch_model.bin": b"...", "pytorch_model.bin.index.json": b""}
 OPEN, BROKEN = "google/gemma-3-270m", "google/breaks-off"
 # What the hub answers where it does not give: status, and the header X-Error-Code.
@@ -173,11 +175,13 @@ def test_a_download_that_broke_off_left_no_model(hub: Hub, tmp_path: Path):
     assert "HF_HUB_OFFLINE is set" in line
 
 
-def test_a_part_of_a_model_in_the_cache_is_fetched_to_its_end(hub: Hub, tmp_path: Path):
-    """As other programs leave it that only look at the configuration."""
+@pytest.mark.parametrize("there", [{"config.json"}, FILES.keys() - {PARTS[1]}], ids=["its shape", "some weights"])
+def test_a_part_of_a_model_in_the_cache_is_fetched_to_its_end(there: set[str], hub: Hub, tmp_path: Path):
+    """As other programs leave it that only look at the configuration, or that were stopped."""
     folder = tmp_path / "hub" / f"models--{OPEN.replace('/', '--')}"
     (folder / "snapshots" / COMMIT).mkdir(parents=True)
-    (folder / "snapshots" / COMMIT / "config.json").write_bytes(FILES["config.json"])
+    for name in there:
+        (folder / "snapshots" / COMMIT / name).write_bytes(FILES[name])
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(COMMIT)
     [line] = found(tmp_path, OPEN, fetch=False, HF_ENDPOINT=hub.address)
