@@ -11,6 +11,7 @@ holds the types of the steps, which rendered text does not show.
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,14 @@ def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: 
     if not examples:
         raise RequestError(f"{path}: holds no training example")
     return examples
+
+
+def recipe_of(path: Path) -> str:
+    """The recipe that `read_examples` takes all of a file by: what its first line was exported with."""
+    with suppress(StopIteration, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        if json.loads(next(_lines(path))[1])["metadata"]["recipe"] == SHUFFLED:
+            return SHUFFLED
+    return "trace_sft_v1"
 
 
 def detect_format(record: Any) -> str:

@@ -167,7 +167,7 @@ _TEXTS, _META = msgspec.json.Decoder(_Texts), msgspec.json.Decoder(_WithMeta)
 
 # What is found out from the facts of a trace: `reserved` is the code of the eval set that asks its question, 0 where
 # none does, and `source` the number of its source.
-_FOUND = np.dtype([("reserved", "u1"), ("steps", "u2"), ("characters", "u4"), ("source", "u2"), ("held_out", "?")])
+_FOUND = np.dtype([("reserved", "u1"), ("steps", "u2"), ("characters", "u4"), ("source", "u4"), ("held_out", "?")])
 
 
 class _Judge:

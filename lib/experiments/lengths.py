@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.data.dataset import list_datasets, load_dataset
-from lib.data.export import read_examples
+from lib.data.export import read_examples, recipe_of
 from lib.data.renderer import Example, render_example
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import Lengths, measure_lengths, recorded_lengths, spread
@@ -30,7 +30,7 @@ def measure(name: str, tokenizer: str = "", samples: int = 0) -> Measured:
     Read from the manifest where that holds those of all. Raises RequestError, and RetraceError for a damaged dataset.
     """
     if name not in list_datasets(datasets()) or Path(name).is_file():
-        examples = read_examples(Path(name))
+        examples = read_examples(Path(name), recipe_of(Path(name)))
         learned, by = _tokenizer_of_file(Path(name), examples, tokenizer)
         chosen = (examples[place] for place in sorted(spread(len(examples), samples)))
         return Measured(len(examples), measure_lengths(chosen, learned), by)

@@ -382,6 +382,12 @@ def test_other_rules_are_another_dataset(tmp_path: Path):
     assert "curation" in refusal(store, curation=CurationConfig(unique=True))
 
 
+def test_each_trace_may_have_a_source_of_its_own(tmp_path: Path):
+    count = 2**16 + 1
+    traces = (make_trace("é", [("s", "a")], "d", {"source": f"page {number}"}) for number in range(count))
+    assert built(stored(tmp_path, *traces), limit=1).manifest["trace_count"] == 1
+
+
 # ---- what is built ----------------------------------------------------------------------------------------
 
 

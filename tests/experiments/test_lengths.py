@@ -74,6 +74,14 @@ def test_all_are_measured_where_the_manifest_tells_of_some(duel: Dataset, monkey
     assert measure("duel-v1") == whole and whole.lengths.examples == 40
 
 
+@pytest.mark.parametrize("format", ["trace", "messages"])
+@pytest.mark.parametrize("recipe", ["trace_sft_v1", "answer_sft_v1", "shuffled_answers"])
+def test_an_export_of_any_recipe_is_measured(recipe: str, format: str, duel: Dataset, tmp_path: Path):
+    file = str(tmp_path / "f.jsonl")
+    assert main(["dataset", "export", "duel-v1", "--format", format, "--recipe", recipe, "--output", file]) == 0
+    assert measure(file).examples == 40
+
+
 def test_a_damaged_dataset_is_not_measured(duel: Dataset):
     (duel.folder / "traces.parquet").write_bytes(b"")
     with pytest.raises(RetraceError, match="traces.parquet: not what the manifest recorded"):
