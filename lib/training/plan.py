@@ -8,9 +8,11 @@ A plan that cannot fit is refused together with the settings that would.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +31,12 @@ from lib.model.mesh import ROWS, make_mesh, on_mesh, placed, shardings
 from lib.model.weights import abstract
 from lib.training.optimizer import make_optimizer
 from lib.training.step import TrainState, make_train_step
+
+# Of the memory that a control group may have: the files of limit and use, and the line of what can be had back.
+LIMITS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 class Plan(NamedTuple):
@@ -173,7 +181,31 @@ def _room() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return limit - stats.get("bytes_in_use", 0)
-    return psutil.virtual_memory().available
+    limits = free_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return min([psutil.virtual_memory().available, *limits])
+
+
+def free_in_groups(member: Path, groups: Path) -> list[int]:
+    """Bytes that are left of each limit that a container or a batch job sets for this process; beyond, it is killed.
+
+    `member` names its control groups (cgroups(7), of either version), whose folders are in `groups`. What is kept of
+    files that nobody has read lately counts as free.
+    """
+    found: list[int] = []
+    with suppress(OSError):
+        for line in member.read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if (names := LIMITS.get(controllers)) is None:
+                continue
+            root = groups / controllers
+            for folder in (inner := root / own.lstrip("/"), *inner.parents):
+                with suppress(OSError, ValueError, KeyError):  # no limit is no file, or `max`
+                    limit, used = (int((folder / name).read_text()) for name in names[:2])
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    found.append(max(0, limit - used + int(stat[names[2]])))
+                if folder == root:
+                    break
+    return found
 
 
 def _held(shapes: Shapes) -> int:

@@ -75,23 +75,28 @@ def token_losses(model: Gemma, hidden: jax.Array, targets: jax.Array, most: int 
     """
     embedding, tokens = model.embedding[...], targets.size
     V, D = embedding.shape
-    parts = next(count for count in range(max(1, -(-tokens * V // most)), V + 1) if V % count == 0)
+    least = max(1, -(-tokens * V // most))
+    parts = next((count for count in range(least, 2 * least) if V % count == 0), least)
+    size = -(-V // parts)
     if parts == 1:
         return optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), targets)
 
     @jax.checkpoint
     def add(sums: _Sums, part: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
         rows, start = part
-        logits = model.logits(hidden, rows)  # [B, T, V / parts]
+        logits = model.logits(hidden, rows)  # [B, T, size]
+        if parts * size > V:  # the last part is filled up
+            logits = jnp.where(start + jnp.arange(size) < V, logits, -jnp.inf)
         largest = jax.lax.stop_gradient(jnp.maximum(sums.largest, logits.max(axis=-1)))
         total = sums.total * jnp.exp(sums.largest - largest) + jnp.exp(logits - largest[..., None]).sum(axis=-1)
         place = targets - start
-        own = jnp.take_along_axis(logits, jnp.clip(place, 0, V // parts - 1)[..., None], axis=-1)[..., 0]
-        inside = (place >= 0) & (place < V // parts)
+        own = jnp.take_along_axis(logits, jnp.clip(place, 0, size - 1)[..., None], axis=-1)[..., 0]
+        inside = (place >= 0) & (place < size)
         return _Sums(largest, total, jnp.where(inside, own, sums.target)), None
 
     start = _Sums(jnp.full(targets.shape, -jnp.inf), jnp.zeros(targets.shape), jnp.zeros(targets.shape))
-    pieces = embedding.reshape(parts, V // parts, D), jnp.arange(parts) * (V // parts)
+    filled = jnp.pad(embedding, ((0, parts * size - V), (0, 0))) if parts * size > V else embedding
+    pieces = filled.reshape(parts, size, D), jnp.arange(parts) * size
     sums, _ = jax.lax.scan(add, start, pieces)
     return jnp.log(sums.total) + sums.largest - sums.target
 

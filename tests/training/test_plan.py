@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from lib.errors import RequestError
 from lib.model.gemma import GemmaConfig
 from lib.training import plan
 from lib.training.optimizer import make_optimizer
-from lib.training.plan import Plan, check_plan, compiled_step, micro_batches, shapes_of
+from lib.training.plan import Plan, check_plan, compiled_step, free_in_groups, micro_batches, shapes_of
 
 SHAPE = GemmaConfig(2048, num_layers=2, embed_dim=128, hidden_dim=256, num_heads=4, num_kv_heads=1, head_dim=32)
 LENGTH = 128
@@ -73,6 +74,23 @@ def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(whole: Plan, mo
     assert planned(smaller).peak <= 0.8 * whole.peak
     training = smaller.training
     assert training.per_device_batch_size * training.grad_accum_steps == 4
+
+
+def test_the_limit_of_a_container_or_a_job_is_less_than_the_machine_has(tmp_path: Path):
+    """What systemd, Docker and Slurm write, in both versions of control groups."""
+    member, job, old = tmp_path / "cgroup", tmp_path / "groups" / "job", tmp_path / "groups" / "memory" / "docker"
+    assert free_in_groups(member, tmp_path) == []  # where there are none
+    (job / "step").mkdir(parents=True)
+    old.mkdir(parents=True)
+    for name, said in {"max": "1000\n", "current": "400\n", "stat": "anon 1\ninactive_file 100\n"}.items():
+        (job / f"memory.{name}").write_text(said)
+        (job / "step" / f"memory.{name}").write_text("max\n" if name == "max" else said)
+    for name, said in {"limit_in_bytes": "50\n", "usage_in_bytes": "90\n", "stat": "total_inactive_file 0\n"}.items():
+        (old / f"memory.{name}").write_text(said)
+    member.write_text("9:name=systemd:/\n0::/job/step\n")
+    assert free_in_groups(member, tmp_path / "groups") == [700]
+    member.write_text("4:memory:/docker\n0::/\n")
+    assert free_in_groups(member, tmp_path / "groups") == [0]
 
 
 def test_where_nothing_would_fit_it_says_so(monkeypatch: pytest.MonkeyPatch):

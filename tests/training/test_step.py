@@ -1,6 +1,8 @@
 """One optimizer step: the loss is its formula, micro-batches weigh by tokens, and nothing unmasked counts."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +240,30 @@ def test_the_loss_in_chunks_and_its_gradient_equal_the_loss_at_once(tokens, smal
     chunked, parts = jax.value_and_grad(mean)(small_model.params, tokens * V)
     assert float(chunked) == pytest.approx(float(naive), rel=1e-6)
     assert_close(parts, whole, 1e-5)
+
+
+@pytest.mark.parametrize("V", [11, 97, 211])
+def test_a_vocabulary_that_no_number_divides_is_read_in_as_few_parts(V):
+    """The last of them is filled up; of 11 in five parts nothing else is in it."""
+    source, targets = np.random.default_rng(0), jnp.array([[0, V - 1, V // 2, 3]])
+    embedding, hidden = (jnp.asarray(source.normal(size=size), jnp.float32) for size in ((V, 5), (1, 4, 5)))
+
+    class Head(NamedTuple):
+        embedding: jax.Array
+
+        def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+            return jnp.einsum("...D,VD->...V", hidden, self.embedding if rows is None else rows)
+
+    def mean(embedding: jax.Array, most: int) -> jax.Array:
+        return token_losses(Head(embedding), hidden, targets, most).mean()
+
+    at_once, whole = jax.value_and_grad(mean)(embedding, 4 * V)
+    for parts in (2, 3, 5):
+        most = -(-4 * V // parts)
+        assert f"length={parts}" in str(jax.make_jaxpr(partial(mean, most=most))(embedding))
+        loss, gradient = jax.value_and_grad(mean)(embedding, most)
+        np.testing.assert_allclose(loss, at_once, rtol=1e-6)
+        np.testing.assert_allclose(gradient, whole, atol=1e-6)
 
 
 def test_the_logits_of_a_large_vocabulary_are_never_there_at_once(small_model):
