@@ -19,7 +19,7 @@ import yaml
 from lib.config import DatasetConfig, to_yaml
 from lib.data.dataset import Dataset
 from lib.data.export import detect_format, export_lines
-from lib.data.selection import NOT_PLAYED
+from lib.data.selection import NOT_PLAYED, SOURCES
 from lib.data.validation import Lengths, recorded_lengths
 from lib.errors import RequestError
 from lib.experiments.markdown import fenced, inline, table
@@ -186,14 +186,20 @@ def _use(manifest: dict[str, Any], exports: list[Export]) -> list[str]:
 
 
 def _build(manifest: dict[str, Any]) -> list[str]:
-    played = (
-        " It was built by a run, which left out what its configuration does not play; only that run builds the same."
-        if NOT_PLAYED in manifest["dropped"]
-        else ""
-    )
+    by_an_engine = manifest["provenance"]["sources"].keys() & set(SOURCES.values())
+    only = ""
+    if NOT_PLAYED in manifest["dropped"]:
+        only = (
+            "It was built by a run, which left out what its configuration does not play; only that run builds the same."
+        )
+    elif by_an_engine and manifest["selection_strategy"] == "latest":
+        only = (
+            "Where a run built it, and its game had been played at several times, only that run builds the same, as it "
+            "takes all that it plays as of one moment."
+        )
     return [
         "From a store with the same traces and eval sets with the same questions, this request, as request.yaml, gives "
-        f"the same `content_sha256`.{played}",
+        f"the same `content_sha256`. {only}".rstrip(),
         fenced(to_yaml(DatasetConfig(**_request(manifest))).rstrip()),
         fenced("python -m lib dataset build --request request.yaml"),
     ]

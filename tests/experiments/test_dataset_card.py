@@ -18,6 +18,7 @@ from lib.__main__ import main
 from lib.config import DatasetConfig, TracesConfig
 from lib.data.dataset import Dataset, build_dataset, load_dataset, read_manifest
 from lib.data.export import FORMATS, export_lines
+from lib.data.selection import NOT_PLAYED
 from lib.data.store import Store
 from lib.experiments.dataset_card import Export, dataset_card, exports_in
 from lib.tasks import high_card_duel
@@ -145,7 +146,19 @@ def test_of_a_dataset_that_a_run_built_the_card_says_that_only_the_run_builds_it
     generated = TracesConfig(game="high_card_duel", count=20, seed=0)
     built = build_dataset(Store(home / "store"), DatasetConfig("run", "v1"), {}, home / "datasets", generated)
     assert "only that run builds the same" in dataset_card(built.manifest, [])
-    assert "only that run builds the same" not in dataset_card(duel.manifest, [])
+    assert "It was built by a run" not in dataset_card(duel.manifest, [])
+
+
+def test_of_what_a_run_may_have_played_at_several_times_the_card_promises_no_more_than_is_so(home: Path):
+    store, config = Store(home / "store"), DatasetConfig("twice", "v1", limit=10)
+    store.add(high_card_duel.generate(30, seed=0, created_at="2025-01-01T00:00:00Z"))
+    store.add(high_card_duel.generate(60, seed=0, created_at="2025-02-01T00:00:00Z"))
+    generated = TracesConfig(game="high_card_duel", count=60, seed=0)
+    by_run = build_dataset(store, config, {}, home / "datasets", generated)
+    by_hand = build_dataset(store, config, {}, home / "others")
+    assert NOT_PLAYED not in by_run.manifest["dropped"]
+    assert by_run.manifest["content_sha256"] != by_hand.manifest["content_sha256"]
+    assert "only that run builds the same" in dataset_card(by_run.manifest, [])
 
 
 def test_the_command_prints_the_card_or_writes_it(duel: Dataset, tmp_path: Path, capfdbinary):
