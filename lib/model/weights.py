@@ -32,7 +32,7 @@ from lib.files import is_sealed, sealed, sha256_file, write_json
 from lib.model.gemma import PRESETS, Gemma, GemmaConfig
 from lib.model.lora import join, merged, split, with_adapters
 from lib.model.mesh import make_mesh, placed, spread
-from lib.model.processes import by_first
+from lib.model.processes import by_first, explained
 from lib.model.released import find_released, is_from_scratch
 from lib.model.released_config import read_config
 from lib.model.released_weights import check_weights, read_weights
@@ -111,9 +111,11 @@ class _Drawn:
 def configured_base(config: Config, tokenizer_file: Path) -> Model:
     """`base_model` as the configuration trains and evaluates it: weights that will be trained are float32."""
     kept, mesh = config.model.dtype if config.training.lora else "float32", make_mesh(config.parallelism)
-    with _read_by(mesh, config.model.name):
-        base = base_model(config.model.name, config.training.seed, tokenizer_file, kept)
-    return base._replace(dtype=config.model.dtype, params=spread(base.params, mesh))
+    remedy = "take a smaller model, or training.lora={} with model.dtype=bfloat16; --dry-run tells what it would need"
+    with explained(f"reading the weights of {config.model.name}", remedy):
+        with _read_by(mesh, config.model.name):
+            base = base_model(config.model.name, config.training.seed, tokenizer_file, kept)
+        return base._replace(dtype=config.model.dtype, params=spread(base.params, mesh))
 
 
 def _read_by(mesh: Mesh | None, name: str) -> AbstractContextManager:

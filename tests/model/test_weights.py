@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lib.errors import RequestError
+from lib.config import Config, DatasetConfig, ModelConfig
+from lib.data.dataset import Dataset
+from lib.errors import RequestError, RetraceError
 from lib.files import sealed, write_json
+from lib.model import weights
 from lib.model.gemma import GENERATIONS, PRESETS, Gemma
 from lib.model.storage import DamagedError, restore_tree, save_tree, tree_digest
-from lib.model.weights import Model, _fresh_weights, base_model, load_model, read_about, save_model
+from lib.model.weights import Model, _fresh_weights, base_model, configured_base, load_model, read_about, save_model
 
 # Orbax leaves a coroutine behind where a damaged file stops it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -166,6 +169,16 @@ def test_a_model_from_scratch_is_a_function_of_its_seed(dataset):
     assert first.params["embedding"].shape == (first.tokenizer.vocab_size, 128)
     narrow = base_model("tiny", 1, dataset.tokenizer_file, jnp.bfloat16)
     assert narrow.weights_sha256 == tree_digest(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), first.params))
+
+
+def test_f29_weights_that_memory_is_not_enough_for_are_one_line(dataset: Dataset, monkeypatch):
+    def short(*given):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+
+    monkeypatch.setattr(weights, "base_model", short)
+    config = Config("toy", DatasetConfig("toy", "v1"), model=ModelConfig(name="tiny"))
+    with pytest.raises(RetraceError, match="reading the weights of tiny ran out of memory .*; take a smaller"):
+        configured_base(config, dataset.tokenizer_file)
 
 
 def test_weights_drawn_at_once_are_those_that_each_matrix_would_draw():
