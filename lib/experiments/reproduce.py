@@ -35,7 +35,8 @@ from lib.experiments.report import write_certificate
 from lib.experiments.run import MANIFEST, find_run, read_manifest
 from lib.experiments.stages import command, datasets, store
 from lib.experiments.verify import verify_run
-from lib.files import child, home, repository_root, sha256_file, shown_path, write_json
+from lib.files import child, home, places_of, repository_root, sha256_file, shown_path, write_json
+from lib.model.released import is_from_scratch
 from lib.trace import Trace, utc_now
 
 VERSION = "1.0"
@@ -189,12 +190,26 @@ def _fresh_environment(record: dict[str, Any], scratch: Path, say: Callable[[str
     return python
 
 
+def _bring_along(config: dict[str, Any], code: Path) -> None:
+    """What the configuration names by a path that leads to it from here, where the code to be executed looks for it."""
+    eval_set, model = config.get("evaluation", {}).get("eval_set", ""), config.get("model", {}).get("name", "")
+    names = [eval_set, f"{eval_set.removesuffix('.jsonl')}.manifest.json", "" if is_from_scratch(model) else model]
+    for name in filter(None, names):
+        place = Path(os.path.abspath(code / name))
+        found = next((here for here in places_of(name) if here.exists()), None)
+        if found and not place.exists() and place.is_relative_to(os.path.abspath(code)):  # a record may say anything
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(found.absolute())
+
+
 def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[[str], None]) -> Path:
     """The run again, by its own code in a process of its own. Returns its folder."""
     config = scratch / "config.yaml"
     config.write_text(record["config"], "utf-8")
+    recorded = parse_yaml(record["config"], "config.yaml")
+    _bring_along(recorded, scratch / "code")
     command = [str(python), "-m", "lib", "--home", str(scratch / "home"), "run", str(config), "--name", "again"]
-    if parse_yaml(record["config"], "config.yaml").get("tracking"):  # nobody else is told of the repetition
+    if recorded.get("tracking"):  # nobody else is told of the repetition
         command += ["--set", "tracking=[]"]
     environment = {**os.environ, "PYTHONPATH": str(scratch / "code")}  # before an installed lib, in its kernels too
     process = subprocess.Popen(

@@ -197,6 +197,22 @@ def test_the_code_is_restored_with_its_patch_and_an_edited_patch_is_refused(run,
             again._restore_code(source, run.parent / "code")
 
 
+def test_what_a_run_named_by_a_path_is_found_by_the_code_that_is_executed_again(tmp_path, monkeypatch):
+    here, code = tmp_path / "here", tmp_path / "scratch" / "code"
+    (here / "weights" / "gemma").mkdir(parents=True)
+    code.mkdir(parents=True)
+    for name in ("mine.jsonl", "mine.manifest.json", "secret"):
+        (here / name).write_text(name)
+    monkeypatch.chdir(here)
+    again._bring_along({"evaluation": {"eval_set": "mine.jsonl"}, "model": {"name": "weights/gemma"}}, code)
+    assert (code / "mine.jsonl").read_text() == "mine.jsonl" and (code / "mine.manifest.json").is_file()
+    assert (code / "weights" / "gemma").is_dir()
+    for name in ("../secret", "../../here/../secret", str(here / "secret"), "high_card_duel_v1"):
+        again._bring_along({"evaluation": {"eval_set": name}, "model": {"name": "tiny"}}, code)
+    assert sorted(path.name for path in code.iterdir()) == ["mine.jsonl", "mine.manifest.json", "weights"]
+    assert [path.name for path in code.parent.iterdir()] == ["code"]
+
+
 def test_a_commit_that_is_no_commit_is_refused(run):
     record = read_record(run / "evidence.json")
     for name, said in (("--output=/tmp/x", "expected the name of a commit"), ("0" * 40, "is not in this repository")):
