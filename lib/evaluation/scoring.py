@@ -148,8 +148,8 @@ def merged(answers: Iterable[str | None], scorer: str) -> list[str | None]:
     found: list[str | None] = []
     for answer in answers:
         text = None if answer is None else normalised(answer)
-        earlier = (one for one in found if one is not None and text is not None)
-        found.append(next((one for one in earlier if one == text or _same(text or "", one, how, 0.0)), text))
+        same = [one for one in found if one and text and (one == text or _same(text, one, how, 0.0))]
+        found.append(same[0] if same else text)
     return found
 
 

@@ -192,14 +192,21 @@ def _fresh_environment(record: dict[str, Any], scratch: Path, say: Callable[[str
 
 def _bring_along(config: dict[str, Any], code: Path) -> None:
     """What the configuration names by a path that leads to it from here, where the code to be executed looks for it."""
-    eval_set, model = config.get("evaluation", {}).get("eval_set", ""), config.get("model", {}).get("name", "")
+    eval_set, model = _named(config, "evaluation", "eval_set"), _named(config, "model", "name")
     names = [eval_set, f"{eval_set.removesuffix('.jsonl')}.manifest.json", "" if is_from_scratch(model) else model]
     for name in filter(None, names):
         place = Path(os.path.abspath(code / name))
         found = next((here for here in places_of(name) if here.exists()), None)
-        if found and not place.exists() and place.is_relative_to(os.path.abspath(code)):  # a record may say anything
+        if found and not place.exists() and place.is_relative_to(os.path.abspath(code)):
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(found.absolute())
+
+
+def _named(config: Any, section: str, field: str) -> str:
+    """The text that stands there; empty where there is none, as a record may hold anything."""
+    part = config.get(section) if isinstance(config, dict) else None
+    name = part.get(field) if isinstance(part, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[[str], None]) -> Path:

@@ -209,6 +209,8 @@ def test_what_a_run_named_by_a_path_is_found_by_the_code_that_is_executed_again(
     assert (code / "weights" / "gemma").is_dir()
     for name in ("../secret", "../../here/../secret", str(here / "secret"), "high_card_duel_v1"):
         again._bring_along({"evaluation": {"eval_set": name}, "model": {"name": "tiny"}}, code)
+    for config in ({}, {"evaluation": None, "model": ["a"]}, {"evaluation": {"eval_set": 1}, "model": {"name": None}}):
+        again._bring_along(config, code)
     assert sorted(path.name for path in code.iterdir()) == ["mine.jsonl", "mine.manifest.json", "weights"]
     assert [path.name for path in code.parent.iterdir()] == ["code"]
 
