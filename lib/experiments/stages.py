@@ -226,6 +226,7 @@ def evaluate_model(run: Run, model: str) -> Results:
     if model not in OUTPUTS:
         raise RequestError(f"model: expected before or after, got {model!r}")
     file, control = run.path(OUTPUTS[model]), run.path(CONTROLS[model])
+    eval_set = find_eval_set(run.config.evaluation.eval_set)
     if not (file.is_file() and control.is_file()):
         # here, as jax takes longer to come up than it takes to read answers that are there
         from lib.evaluation.evaluate import answer_control, answer_eval_set, write_results
@@ -233,13 +234,10 @@ def evaluate_model(run: Run, model: str) -> Results:
         training_file(run)
         answering = model_before(run.config) if model == "before" else _model_after(run)
         label = f"{answering.name} ({'base' if model == 'before' else 'tuned'})"
-        asked = (
-            answering, find_eval_set(run.config.evaluation.eval_set), run.config.evaluation, label,
-            run.config.system_instruction,
-        )  # fmt: skip
+        asked = answering, eval_set, run.config.evaluation, label, run.config.system_instruction
         write_results(file, answer_eval_set(*asked))
         write_results(control, answer_control(*asked))
-    results, eval_set = read_results(file), find_eval_set(run.config.evaluation.eval_set)
+    results = read_results(file)
     if results.eval_set_sha256 != eval_set.sha256:  # notebooks by hand go on in one folder
         raise RetraceError(f"{file}: answers to an eval set that was edited since; delete the file and run again")
     return results

@@ -242,17 +242,20 @@ def test_the_loss_in_chunks_and_its_gradient_equal_the_loss_at_once(tokens, smal
     assert_close(parts, whole, 1e-5)
 
 
+class Head(NamedTuple):
+    """Of a model, what the loss asks for."""
+
+    embedding: jax.Array
+
+    def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        return jnp.einsum("...D,VD->...V", hidden, self.embedding if rows is None else rows)
+
+
 @pytest.mark.parametrize("V", [11, 97, 211])
 def test_a_vocabulary_that_no_number_divides_is_read_in_as_few_parts(V):
     """The last of them is filled up; of 11 in five parts nothing else is in it."""
     source, targets = np.random.default_rng(0), jnp.array([[0, V - 1, V // 2, 3]])
     embedding, hidden = (jnp.asarray(source.normal(size=size), jnp.float32) for size in ((V, 5), (1, 4, 5)))
-
-    class Head(NamedTuple):
-        embedding: jax.Array
-
-        def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
-            return jnp.einsum("...D,VD->...V", hidden, self.embedding if rows is None else rows)
 
     def mean(embedding: jax.Array, most: int) -> jax.Array:
         return token_losses(Head(embedding), hidden, targets, most).mean()
@@ -271,13 +274,6 @@ def test_the_logits_of_a_large_vocabulary_are_never_there_at_once(small_model):
     V, B, T, D = 50_000, 2, 64, 16
 
     def bytes_of(most: int) -> int:
-        class Head:
-            def __init__(self, embedding: jax.Array):
-                self.embedding = embedding
-
-            def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
-                return jnp.einsum("...D,VD->...V", hidden, self.embedding if rows is None else rows)
-
         def mean(embedding: jax.Array, hidden: jax.Array) -> jax.Array:
             return token_losses(Head(embedding), hidden, jnp.zeros((B, T), jnp.int32), most).mean()
 
