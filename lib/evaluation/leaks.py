@@ -9,10 +9,12 @@ exact            the same characters
 same words       the same but for case and blanks
 same state       the same deal or problem of a known game, whatever the words
 near duplicate   shared runs of three words, where the state is not known: at least six tenths of all that the two have
-                 (Jaccard), or nine tenths of the item's own, and the same numbers in both
+                 (Jaccard), or nine tenths of the item's own, and the same numbers in both; where it is known of the
+                 item alone, all of the item's own, as another deal is asked in nearly the same words
 
 An eval set is small, so the runs of three words of its items are an index, and every trace is looked up in it:
-exact counts, and no sketch such as MinHash to estimate them. A question asked in other words altogether is not found.
+exact counts, and no sketch such as MinHash to estimate them. A question of fewer than five words has too few runs, and
+is looked for in the same words alone; one asked in other words altogether is not found.
 """
 
 import re
@@ -30,6 +32,8 @@ from lib.trace import Trace, facts_of
 
 WORDS = 3  # in a run
 FEWEST = 3  # runs that an item must have to be compared by them
+HAN = r"\u3040-\u30ff\u3400-\u9fff"  # of Chinese and Japanese, which put no blanks between words: each sign is a word
+WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 JACCARD, CONTAINED = 0.6, 0.9
 
 
@@ -105,15 +109,20 @@ class _Index:
         self._exact: dict[str, list[int]] = defaultdict(list)
         self._keyed: dict[str, list[int]] = defaultdict(list)
         self._holding: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self._runs: dict[int, set[tuple[str, ...]]] = {}
+        self._rarest: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._runs = {number: _runs(item.prompt) for number, item in enumerate(items)}
         for number, item in enumerate(items):
             self._exact[item.prompt].append(number)
             for key in group_keys(item.prompt, item.task, item.state):
                 self._keyed[key].append(number)
             if item.task not in TASKS:
-                self._runs[number] = _runs(item.prompt)
                 for run in self._runs[number]:
                     self._holding[run].append(number)
+        stated = {number: self._runs[number] for number, item in enumerate(items) if item.task in TASKS}
+        times = Counter(run for runs in stated.values() for run in runs)
+        for number, runs in stated.items():
+            if len(runs) >= FEWEST:  # found by one of them alone, as most are in every question of the task
+                self._rarest[min(runs, key=lambda run: (times[run], run))].append(number)
 
     def asked(self, prompt: str, keys: Iterable[str]) -> Iterator[tuple[int, str, float]]:
         """(number of the item, kind, similarity) of every item that asks this, the strictest kind first."""
@@ -122,13 +131,20 @@ class _Index:
         for key in keys:
             for number in self._keyed.get(key, ()):
                 yield number, "same words" if key.startswith("prompt: ") else "same state", 1.0
-        if self._holding:
-            for number, similarity in self._look_for_near(prompt):
+        stated = any(not key.startswith("prompt: ") for key in keys)
+        if self._holding or self._rarest and not stated:
+            own = _runs(prompt)
+            for number, similarity in [*self._look_for_near(prompt, own), *([] if stated else self._contained(own))]:
                 yield number, "near duplicate", similarity
 
-    def _look_for_near(self, prompt: str) -> list[tuple[int, float]]:
-        """(number of the item, similarity) of every item that is asked in nearly these words."""
-        own, found = _runs(prompt), []
+    def _contained(self, own: set[tuple[str, ...]]) -> list[tuple[int, float]]:
+        """(number, 1.0) of every item of a known task that is asked in these words among others."""
+        candidates = [number for run in own & self._rarest.keys() for number in self._rarest[run]]
+        return [(number, 1.0) for number in candidates if self._runs[number] <= own]
+
+    def _look_for_near(self, prompt: str, own: set[tuple[str, ...]]) -> list[tuple[int, float]]:
+        """(number, similarity) of every other item that is asked in nearly these words."""
+        found = []
         for number, shared in Counter(number for run in own for number in self._holding.get(run, ())).items():
             theirs = self._runs[number]
             jaccard, contained = shared / (len(own) + len(theirs) - shared), shared / len(theirs)
@@ -140,7 +156,7 @@ class _Index:
 
 def _runs(text: str) -> set[tuple[str, ...]]:
     """`the capital of France` → {(the, capital, of), (capital, of, france)}; signs are words, too."""
-    words = re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFKC", text).casefold())
+    words = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return {tuple(words[start : start + WORDS]) for start in range(len(words) - WORDS + 1)}
 
 

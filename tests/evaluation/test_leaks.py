@@ -77,6 +77,21 @@ def test_f51_the_same_deal_under_other_words_is_found():
     assert audit([planted], eval_set.items) == [Leak(item.id, "same state", planted.id, 1.0)]
 
 
+def test_a_question_of_a_known_task_is_found_among_other_words_where_the_trace_has_no_state():
+    items = load_eval_set(repository_root() / "evalsets" / "high_card_duel_v1.jsonl").items
+    around = [trace(f"Please play along. {item.prompt} Think in 2 steps.") for item in items[:40]]
+    found = [(leak.item, leak.kind, leak.trace) for leak in audit(around, items)]
+    assert found == [(items[n].id, "near duplicate", one.id) for n, one in enumerate(around)]
+    others = {found.prompt for found in high_card_duel.generate(300, seed=5)} - {item.prompt for item in items}
+    assert audit([trace(prompt) for prompt in sorted(others)], items) == []
+
+
+def test_a_question_without_blanks_between_its_words_is_found_among_others():
+    item = EvalItem("capital", "法国的首都是哪座城市?", "巴黎", "geography", "easy")
+    planted = trace("请回答这个问题:法国的首都是哪座城市?")
+    assert audit([trace("法国的总统是谁?"), planted], [item]) == [Leak("capital", "near duplicate", planted.id, 1.0)]
+
+
 def test_f51_recall_and_precision_on_planted_leaks(capsys):
     """100 traces of which 40 leak, ten of each kind, against the 120 general questions and the 520 deals."""
     folder, draw = repository_root() / "evalsets", random.Random(0)
