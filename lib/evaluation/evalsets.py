@@ -24,7 +24,7 @@ from msgspec import Meta
 from lib.errors import RequestError
 from lib.evaluation.numbers import read_number
 from lib.files import atomic_write, sha256_bytes
-from lib.tasks import arithmetic, high_card_duel, reasoning_gym
+from lib.tasks import TASKS, arithmetic, high_card_duel, reasoning_gym
 
 Text = Annotated[str, Meta(min_length=1, max_length=50_000, pattern=r"^[^\x00]*$")]
 Label = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
@@ -159,6 +159,7 @@ def _items(content: bytes, path: Path) -> tuple[EvalItem, ...]:
             continue
         item = _record(line, EvalItem, f"{path}:{number}")
         _check_scorer(item, f"{path}:{number}")
+        _check_state(item, f"{path}:{number}")
         if item.id in items:
             raise RequestError(
                 f"{path}:{number}: field id: expected an id of its own, got {item.id!r} of line {lines[item.id]}"
@@ -178,6 +179,15 @@ def _check_scorer(item: EvalItem, where: str) -> None:
     if item.scorer == reasoning_gym.NAME and set(item.state) != set(reasoning_gym.STATE):
         keys = ", ".join(reasoning_gym.STATE)
         raise RequestError(f"{where}: field state: expected {keys} with the scorer {item.scorer}, got {item.state}")
+
+
+def _check_state(item: EvalItem, where: str) -> None:
+    """What the steps of a completion are to be checked against is there: better known before a model answers."""
+    if item.task in TASKS:
+        try:
+            TASKS[item.task].episode_of(item.state)
+        except ValueError as error:
+            raise RequestError(f"{where}: field state, of task {item.task}: {error}") from None
 
 
 def _record(line: bytes, kind: type[Record], where: str) -> Record:

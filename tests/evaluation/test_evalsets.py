@@ -70,6 +70,8 @@ def test_what_is_written_is_read_back(tmp_path):
             ["field expected_answer", "expected a number", "'7 | seven'"],
         ),
         (json.dumps(GOOD | {"scorer": "exact", "tolerance": 0.1}), ["field tolerance", "expected none", "got 0.1"]),
+        (json.dumps(GOOD | {"task": "arithmetic"}), ["field state, of task arithmetic", "expected numbers"]),
+        (json.dumps(GOOD | {"task": "high_card_duel", "state": {"mine": "queen"}}), ["field state, of task"]),
         (json.dumps(GOOD | {"expected_answer": ""}), ["field expected_answer", "length >= 1", "got ''"]),
         (GOOD_LINE, ["field id", "expected an id of its own", "got 'a-1' of line 1"]),
         ("[]", ["expected `object`, got `array`"]),
