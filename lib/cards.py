@@ -22,10 +22,10 @@ _NAME += "; white-space: nowrap"
 _VALUE = "text-align: left; vertical-align: top; padding: 2px 0; white-space: pre-wrap"
 
 
-def card(title: str, facts: Mapping[str, Any]) -> str:
-    """The HTML of a card; what is empty or None is left out."""
+def card(title: str, facts: Mapping[str, Any], lines: int = LINES) -> str:
+    """The HTML of a card, of a list at most so many `lines`; what is empty or None is left out."""
     rows = "".join(
-        f'<tr><th scope="row" style="{_NAME}">{_text(name)}</th><td style="{_VALUE}">{_value(fact)}</td></tr>'
+        f'<tr><th scope="row" style="{_NAME}">{_text(name)}</th><td style="{_VALUE}">{_value(fact, lines)}</td></tr>'
         for name, fact in facts.items()
         if fact not in (None, "", [], {}, ())
     )
@@ -50,13 +50,13 @@ def _sign(letter: str) -> str:
     return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"
 
 
-def _value(fact: Any) -> str:
+def _value(fact: Any, most: int) -> str:
     if isinstance(fact, Mapping):
         pairs = [f"{_text(str(key))} {_text(str(value))}" for key, value in fact.items() if value not in (None, "")]
-        return ", ".join(pairs[:LINES])
+        return ", ".join(pairs[:most])
     if isinstance(fact, list | tuple):
-        lines = [f"{number}. {_text(_indented(str(line)))}" for number, line in enumerate(fact[:LINES], 1)]
-        return "\n".join([*lines, f"… and {len(fact) - LINES} more"] if len(fact) > LINES else lines)
+        lines = [f"{number}. {_text(_indented(str(line)))}" for number, line in enumerate(fact[:most], 1)]
+        return "\n".join([*lines, f"… and {len(fact) - most} more"] if len(fact) > most else lines)
     return _text(f"{fact:,}" if type(fact) is int else str(fact))
 
 

@@ -59,11 +59,13 @@ class Answer(NamedTuple):
 def find(run_dir: str) -> Run | None:
     """The run of this folder or name, or else the one that was trained last; None where none is trained.
 
-    Raises RequestError where `run_dir` names no run.
+    Raises RequestError where `run_dir` names no run, or one that is not trained.
     """
     folders = [find_run(run_dir)] if run_dir else run_folders()
     trained = {folder: folder / "checkpoint-final" / "model.json" for folder in folders if (folder / CONFIG).is_file()}
     found = [folder for folder, file in trained.items() if file.is_file()]
+    if run_dir and not found:
+        raise RequestError(f"{run_dir}: not trained, or not by a run (no checkpoint-final, or no {CONFIG})")
     if not found:
         return None
     folder = max(found, key=lambda folder: trained[folder].stat().st_mtime)
@@ -294,7 +296,7 @@ def walked(item: ItemResult, upto: int) -> str:
             "answer": f"{item.answer} ({item.verdict}; expected {item.expected})",
             "first error": item.first_error,
         }
-    return card(f"Item {item.id}, step {min(upto, _count(item))} of {_count(item)}", facts)
+    return card(f"Item {item.id}, step {min(upto, _count(item))} of {_count(item)}", facts, lines=_count(item))
 
 
 def _count(item: ItemResult) -> int:

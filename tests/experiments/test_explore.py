@@ -44,10 +44,19 @@ def test_a_walk_shows_each_step_in_its_turn_and_the_answer_after_the_last():
     assert "two ✗ says 3, the engine says 4" in last and "3 (wrong; expected 4)" in last and "step 2 of 2" in last
 
 
+def test_a_walk_through_many_steps_shows_the_last_of_them():
+    steps = [f"step number {n}" for n in range(1, 31)]
+    item = ItemResult("i", "2+2?", "4", "", "", "", "4", "correct", steps, [], 1, -1.0)
+    assert "step number 20" in walked(item, 20) and "step number 21" not in walked(item, 20)
+    assert "step number 30" in walked(item, 30) and "more" not in walked(item, 30)
+
+
 def test_the_run_that_was_trained_last_is_found_and_any_by_its_name(home):
     assert explore.find("") is None
     first, second = (create_run(load_config("configs/smoke.yaml"), name) for name in ("first", "second"))
     assert explore.find("") is None
+    with pytest.raises(RequestError, match=f"{first.name}: not trained"):
+        explore.find(first.name)
     write_json(second.path("checkpoint-final", "model.json"), {})
     write_json(first.path("checkpoint-final", "model.json"), {})
     assert explore.find("").folder == first.folder and explore.find(second.name).folder == second.folder
