@@ -226,9 +226,10 @@ def facts(dataset: Dataset, text: str) -> RunFacts:
     training = {"steps": 2, "examples": 9, "held_out": 1, "loss": 5.5, "held_out_loss": 5.6, "seconds": 1.0,
                 "tokens_per_second": 10.0}  # fmt: skip
     record = dict.fromkeys(("run", "run_id", "created_at", "config"), text)
-    record |= {"code": {"git_sha": text, "git_dirty": False}, "fingerprint": {"cpu": text}, "environment": [text]}
+    record |= {"code": {"git_sha": text, "git_dirty": False}, "environment": [text]}
+    record |= {"fingerprint": {"cpu": text, "device_kind": text}, "fingerprint_changed": [text]}
     record |= {
-        "dataset": {"dataset_key": text},
+        "dataset": {"dataset_key": text, "provenance": {"sources": {text: {}}}},
         "results": {"weights_sha256": text, "dataset_sha256": text, text: text},
     }
     return RunFacts(

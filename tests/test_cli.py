@@ -361,6 +361,12 @@ def test_a_dry_run_says_what_training_would_do_and_has_no_figure(in_job, call, t
     assert {path.name for path in (tmp_path / "dry").iterdir()} - {"git.patch"} == {"run_manifest.json"}
 
 
+def test_rows_that_hold_several_examples_are_not_counted_as_examples(in_job, call, tmp_path):
+    words = ["train", "--config", in_job.config, "--data", in_job.data, "--output", tmp_path / "dry", "--dry-run"]
+    ended = call(*words, "--set", "training.batching=packed")
+    assert ended.status == 0 and "3 steps of 8 packed rows" in ended.out and "epochs" not in ended.out
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [

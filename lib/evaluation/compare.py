@@ -4,7 +4,7 @@
     comparison.verdict.sentence       # "Improved: accuracy rose from …"
 
 The verdict is that of `lib.evaluation.verdict`, with one condition more: improved is only what is detectably better
-than always giving the commonest answer of the eval set, as how often each answer comes is learned without a thought.
+than always giving the one answer that is right most often, as how often each answer comes is learned without a thought.
 
 Two controls stand beside it, in which nothing changed: each model's answers against its own answers to the same
 items, asked in another order and in batches of another size. A rule that finds a change there is not to be believed.
@@ -20,10 +20,19 @@ from lib.config import VerdictConfig
 from lib.errors import RequestError
 from lib.evaluation.leaks import Leak
 from lib.evaluation.results import ItemResult, Results, Summary, summarise
+from lib.evaluation.scoring import ALTERNATIVES, is_answer
 from lib.evaluation.statistics import Interval, PairedDifference, holm, paired_bootstrap, paired_difference
-from lib.evaluation.verdict import Verdict, items_needed, minimum_detectable_effect, verdict
+from lib.evaluation.verdict import (
+    Verdict,
+    could_find,
+    items_needed,
+    minimum_detectable_effect,
+    verdict,
+    wanted_effect,
+)
 
-NO_CHANGE = "no detectable change"
+CHANGES = ("improved", "regressed")
+CONSTANTS = 10  # the expected answers that are tried as constant ones, the commonest first
 
 
 class Category(NamedTuple):
@@ -38,7 +47,7 @@ class Category(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """What giving one answer every time is worth: the commonest expected one, and how the tuned model stands to it."""
+    """What giving one answer every time is worth: the one right most often, and how the tuned model stands to it."""
 
     answer: str
     paired: PairedDifference
@@ -57,7 +66,10 @@ class Outlook(NamedTuple):
 
 
 class Control(NamedTuple):
-    """One model against itself: how many completions are the same text, and what the rule says of the scores."""
+    """One model against itself: how many completions are the same text, and the change that the rule finds.
+
+    `word` is improved or regressed, or empty: the rule finds nothing, as it must.
+    """
 
     model: str
     same_text: int
@@ -117,7 +129,7 @@ class Comparison(NamedTuple):
 
     @property
     def failed_controls(self) -> list[Control]:
-        return [control for control in self.controls or () if control.word != NO_CHANGE]
+        return [control for control in self.controls or () if control.word]
 
     @property
     def headline(self) -> str:
@@ -153,7 +165,7 @@ def compare(before: Results, after: Results, rule: VerdictConfig) -> Comparison:
         paired=paired,
         bootstrap=paired_bootstrap(*correct, np.random.default_rng(0), 1 - rule.alpha, groups),
         rule=rule,
-        verdict=_beyond(constant, verdict(paired, rule), paired),
+        verdict=_beyond(constant, verdict(paired, rule), paired, rule),
         outlook=_outlook(paired, rule),
         constant=constant,
         categories=_categories(before.items, after.items, rule),
@@ -189,7 +201,7 @@ def control(answers: Results, again: Results, rule: VerdictConfig) -> Control:
     paired = _paired(first.items, again.items, rule)
     same = sum(there.completion == here.completion for there, here in zip(first.items, again.items, strict=True))
     found = verdict(paired, rule).word
-    return Control(answers.model, same, paired, NO_CHANGE if found == "underpowered" else found)
+    return Control(answers.model, same, paired, found if found in CHANGES else "")
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
@@ -302,21 +314,30 @@ def _outlook(paired: PairedDifference, rule: VerdictConfig) -> Outlook:
 
 
 def _constant(after: list[ItemResult], rule: VerdictConfig) -> Constant:
-    answer, _ = Counter(item.expected for item in after).most_common(1)[0]
-    constantly, correct = [item.expected == answer for item in after], [item.correct for item in after]
-    paired = paired_difference(constantly, correct, 1 - rule.alpha, [item.group for item in after])
+    expected = Counter(text for item in after for text in item.expected.split(ALTERNATIVES))
+    tried = {text: _correct_of(text, after) for text, _ in expected.most_common(CONSTANTS)}
+    answer = max(tried, key=lambda text: sum(tried[text]))
+    correct, groups = [item.correct for item in after], [item.group for item in after]
+    paired = paired_difference(tried[answer], correct, 1 - rule.alpha, groups)
     return Constant(answer, paired, paired.p_value < rule.alpha and paired.difference > 0)
 
 
-def _beyond(constant: Constant, found: Verdict, paired: PairedDifference) -> Verdict:
+def _correct_of(answer: str, items: list[ItemResult]) -> list[bool]:
+    """Whether this one answer is correct, of each item by its own scorer."""
+    return [is_answer(answer, item.expected, item.scorer, item.tolerance) for item in items]
+
+
+def _beyond(constant: Constant, found: Verdict, paired: PairedDifference, rule: VerdictConfig) -> Verdict:
     """The verdict, with no gain called one that a constant answer has, too."""
     if found.word != "improved" or constant.beaten:
         return found
+    findable = minimum_detectable_effect(constant.paired, rule.alpha, rule.power)
+    word = "no detectable change" if findable <= wanted_effect(rule) else "underpowered"
     return Verdict(
-        NO_CHANGE,
-        f"No detectable change beyond a constant answer: accuracy {100 * paired.before:.1f} % before, "
+        word,
+        f"{word.capitalize()} beyond a constant answer: accuracy {100 * paired.before:.1f} % before, "
         f"{100 * paired.after:.1f} % after on {paired.n} items, and always answering {constant.answer!r} gets "
-        f"{100 * constant.paired.before:.1f} %.",
+        f"{100 * constant.paired.before:.1f} %. {could_find(findable, rule)}.",
     )
 
 

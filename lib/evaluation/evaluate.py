@@ -104,8 +104,7 @@ def _record(item: EvalItem, text: str, completion: Completion, about: dict[str, 
     scored = score_item(item, text, completion.truncated)
     steps = [("step", step) for step in reasoning_steps(text)] or [("completion", text or NO_TEXT)]
     meta = about | {"eval_id": item.id, "category": item.category, "expected_answer": item.expected_answer}
-    if item.scorer:
-        meta["scorer"] = item.scorer
+    meta |= {name: value for name in ("scorer", "tolerance") if (value := getattr(item, name))}
     if item.task:
         meta |= {"task": item.task, "state": item.state}
     if item.group:

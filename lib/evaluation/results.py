@@ -57,6 +57,7 @@ class ItemResult(NamedTuple):
     num_tokens: int
     logprob: float
     scorer: str = ""
+    tolerance: float = 0.0
     votes: tuple[Vote, ...] = ()
 
     @property
@@ -266,7 +267,7 @@ def _head(meta: dict[str, Any]) -> dict[str, Any]:
 def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
     if record["verdict"] not in VERDICTS:
         raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
-    if type(record["logprob"]) not in (int, float) or not record["logprob"] <= 0:
+    if not _number(record, "logprob") <= 0:
         raise ValueError(f"logprob: expected a number of at most 0, got {record['logprob']!r}")
     steps = reasoning_steps(_text(record, "completion"))
     return ItemResult(
@@ -283,10 +284,17 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
         num_tokens=record["num_tokens"],
         logprob=record["logprob"],
         scorer=_text(meta, "scorer") if "scorer" in meta else "",
+        tolerance=_number(meta, "tolerance") if "tolerance" in meta else 0.0,
     )
 
 
 def _text(record: dict[str, Any], name: str) -> str:
     if not isinstance(record[name], str):
         raise ValueError(f"{name}: expected a text, got {type(record[name]).__name__}")
+    return record[name]
+
+
+def _number(record: dict[str, Any], name: str) -> float:
+    if type(record[name]) not in (int, float):
+        raise ValueError(f"{name}: expected a number, got {record[name]!r}")
     return record[name]

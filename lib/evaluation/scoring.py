@@ -38,6 +38,7 @@ from lib.evaluation.numbers import same_number
 from lib.tasks import reasoning_gym
 
 SCORERS = ("", "exact", "number", "set")
+ALTERNATIVES = " | "
 
 REASONING = re.compile(r"^[ \t]*(?:\*\*)?reasoning(?:\*\*)?:(?:\*\*)?", re.IGNORECASE | re.MULTILINE)
 ANSWER = re.compile(
@@ -133,10 +134,17 @@ def score(completion: str, expected: str, truncated: bool, scorer: str = "", tol
     answer = extract_answer(completion)
     if truncated or answer is None:
         return _not_judged(truncated)
-    for alternative in expected.split(" | "):
+    for alternative in expected.split(ALTERNATIVES):
         if how := _same(answer, alternative, scorer, tolerance):
             return Score(1, "correct", answer, f"{answer!r} is the expected {how} {alternative!r}")
     return Score(0, "wrong", answer, f"{answer!r} is not the expected {expected!r}")
+
+
+def is_answer(text: str, expected: str, scorer: str, tolerance: float = 0.0) -> bool:
+    """Whether this answer is one of the alternatives that are expected. What only a verifier can compare is compared as
+    text."""
+    how = "exact" if scorer == reasoning_gym.NAME else scorer
+    return any(_same(text, alternative, how, tolerance) for alternative in expected.split(ALTERNATIVES))
 
 
 def merged(answers: Iterable[str | None], scorer: str) -> list[str | None]:

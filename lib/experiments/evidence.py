@@ -14,8 +14,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lib.config import Config
 from lib.errors import RequestError, RetraceError
 from lib.files import sha256_bytes, sha256_file
+from lib.model.released import is_from_scratch
 
 EVIDENCE = "evidence.json"
 VERSION = "1.0"
@@ -74,6 +76,28 @@ def commit(code: dict[str, Any]) -> str:
 def fingerprint_in_words(fingerprint: dict[str, Any]) -> str:
     """`python 3.11.9, jax 0.10.2, …`."""
     return ", ".join(f"{name} {value}" for name, value in fingerprint.items() if value != "")
+
+
+def needed(record: dict[str, Any], config: Config) -> list[str]:
+    """What doing a run again needs and its page does not hold, in words; nothing where the page is enough."""
+    played = config.traces.game and record["dataset"]["provenance"]["sources"].keys() == {"builtin"}
+    eval_set = Path(config.evaluation.eval_set)
+    apart = {
+        "its changes that were not committed (in the folder of the run)": record["code"].get("git_dirty"),
+        "the traces that it did not play itself": not played,
+        f"the weights of {config.model.name}": not is_from_scratch(config.model.name),
+        f"the eval set {eval_set}": eval_set.suffix and eval_set.parent != Path("evalsets"),
+    }
+    return [what for what, is_apart in apart.items() if is_apart]
+
+
+def promised(record: dict[str, Any]) -> str:
+    """Whether the same bits may be expected of the run done again, in a sentence."""
+    if changed := record["fingerprint_changed"]:
+        return f"When the run was resumed, {', '.join(changed)} had changed: equality is not promised."
+    if (device := record["fingerprint"]["device_kind"]) != "cpu":
+        return f"Equal bits are promised on a CPU alone, and this was {device}."
+    return "With an equal fingerprint every result comes out equal, bit for bit."
 
 
 def results(folder: Path, dataset_sha256: str, drawings: list[str]) -> dict[str, Any]:

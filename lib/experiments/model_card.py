@@ -104,8 +104,8 @@ def _result(manifest: dict[str, Any]) -> list[str]:
         ["items", found["n"], found["n"]],
         [f"accuracy ({confidence} interval)", *map(_accuracy, sides)],
         *[[name, *(side[name] for side in sides)] for name in ("correct", "wrong", "unscored", "truncated")],
-        ["all steps true", *(f"{side['all_steps_correct']} of {side['steps_checked']}" for side in sides)],
-        ["right answer, wrong reasoning", *(side["right_answer_wrong_reasoning"] for side in sides)],
+        ["all steps true", *map(_sound, sides)],
+        ["right answer, wrong reasoning", *map(_unsound, sides)],
     ]
     return [
         f"**{inline(found['sentence'])}**",
@@ -116,13 +116,21 @@ def _result(manifest: dict[str, Any]) -> list[str]:
         f"{100 * high:+.1f}); {found['fixed']} fixed, {found['broken']} broken; p = "
         f"{found['p_value']:.3g}. {_leaks(found['leaks'])} Rule, set before the run: a change is called "
         f"one where p < {found['rule']['alpha']:g} and accuracy changes by {100 * found['rule']['min_effect']:.1f} "
-        "points or more.",
+        "points or more, and improved only where a constant answer is beaten, too.",
     ]
 
 
 def _accuracy(side: dict[str, Any]) -> str:
     low, high = side["interval"]
     return f"{100 * side['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _sound(side: dict[str, Any]) -> str:
+    return f"{side['all_steps_correct']} of {side['steps_checked']}" if side["steps_checked"] else "not checkable"
+
+
+def _unsound(side: dict[str, Any]) -> str:
+    return str(side["right_answer_wrong_reasoning"]) if side["steps_checked"] else "not checkable"
 
 
 def _leaks(leaks: list[dict[str, Any]] | None) -> str:

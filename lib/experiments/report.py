@@ -24,8 +24,8 @@ from lib.evaluation.compare import Category, Comparison
 from lib.evaluation.leaks import Near
 from lib.evaluation.results import ItemResult, Summary
 from lib.evaluation.statistics import Interval
-from lib.evaluation.verdict import wanted_effect
-from lib.experiments.evidence import Provenance, provenance
+from lib.evaluation.verdict import could_find, wanted_effect
+from lib.experiments.evidence import Provenance, needed, promised, provenance
 from lib.experiments.markdown import fenced, inline, table
 from lib.files import atomic_write
 
@@ -158,6 +158,7 @@ def write_page(path: Path, comparison: Comparison, facts: RunFacts, drawn: dict[
     spans = token_spans(facts.example, facts.tokenizer)
     about = {"spans": spans, "trained": sum(span.trained for span in spans), "facts": facts, "names": SIDES}
     about |= {"record": json.dumps(facts.record, ensure_ascii=False), "titles": TITLES}
+    about |= {"needed": needed(facts.record, facts.config), "promised": promised(facts.record)}
     origins = [provenance(facts.record, facts.reproduce)]
     atomic_write(path, _page(comparison, facts.record["run"], drawn, origins, **about))
 
@@ -192,7 +193,7 @@ def metrics(comparison: Comparison) -> list[tuple[str, Metric, Metric]]:
     """Every share of the items that both sides have, by its name."""
 
     def both(name: str, share: Callable[[Summary], Metric]) -> tuple[str, Metric, Metric]:
-        return name, share(comparison.before_summary), share(comparison.after_summary)
+        return name, *map(share, _sides(comparison))
 
     last = comparison.after_summary
     rows = [both("correct", lambda side: Metric(side.accuracy, side.interval))]
@@ -203,7 +204,7 @@ def metrics(comparison: Comparison) -> list[tuple[str, Metric, Metric]]:
         ]
     if last.samples > 1:
         rows.append(both(f"at least one of {last.samples} samples", lambda side: Metric(side.pass_at_all.mean, None)))
-    if last.checked:
+    if all(side.checked for side in _sides(comparison)):
         rows.append(both("every step true", lambda side: Metric(side.sound / side.checked, side.sound_interval)))
     return rows + [
         both(name, lambda side, name=name: Metric(side.counts[name] / side.n, None))
@@ -292,7 +293,7 @@ def markdown(comparison: Comparison) -> str:
         inline(constant(comparison)),
         "## By category",
         table(
-            ["category", "n", "before", "after", "difference", "p (Holm)", "the rule says"],
+            ["category", "n", "before", "after", "difference", "p (Holm)", "change"],
             [
                 [
                     inline(c.name),
@@ -335,11 +336,8 @@ def rule(comparison: Comparison) -> str:
 
 def power(comparison: Comparison) -> str:
     """What the items could have shown."""
-    found, given = comparison.outlook, comparison.rule
-    said = (
-        f"With {comparison.paired.n} items, a change of {100 * found.detectable_effect:.1f} points is found with "
-        f"{100 * given.power:g} % power"
-    )
+    found = comparison.outlook
+    said = could_find(found.detectable_effect, comparison.rule)
     if found.items_needed is None or found.items_needed <= comparison.paired.n:
         return f"{said}."
     return f"{said}; for {100 * found.target:.1f} points, {found.items_needed:,} items like these are needed."
@@ -426,13 +424,13 @@ def _controls(comparison: Comparison) -> str:
             f"{found.same_text} of {found.paired.n}",
             found.paired.fixed,
             found.paired.broken,
-            found.word,
+            found.word or "nothing",
         ]
         for found in comparison.controls
     ]
     return (
         "## Controls: each model against itself\n\nThe same items, asked again in reverse and in other batches.\n\n"
-        + table(["model", "same text", "fixed", "broken", "the rule says"], rows)
+        + table(["model", "same text", "fixed", "broken", "the rule finds"], rows)
     )
 
 

@@ -18,7 +18,8 @@ from lib.config import GAMES, Config, TracesConfig
 from lib.data.dataset import Dataset, build_dataset, dataset_key, load_dataset
 from lib.data.export import export_lines, read_examples
 from lib.data.lineage import Origin, origins_in_dataset, origins_in_store
-from lib.data.renderer import Example
+from lib.data.renderer import Example, question_of
+from lib.data.selection import is_held_out
 from lib.data.store import Store
 from lib.data.tokenizer import load_tokenizer
 from lib.errors import RequestError, RetraceError
@@ -319,6 +320,12 @@ def find_traces(start: str) -> list[Origin]:
     return found
 
 
+def trained_example(run: Run) -> Example:
+    """The first example that is trained on, and not held out."""
+    instruction = run.config.system_instruction
+    return next(one for one in training_examples(run) if not is_held_out(question_of(one.prompt, instruction)))
+
+
 def training_record(run: Run) -> dict[str, Any]:
     """What training left in the checkpoint: `training`, `weights_sha256`, `fingerprint`. Raises RequestError."""
     file = run.path("checkpoint-final", "model.json")
@@ -369,7 +376,7 @@ def write_report(run: Run) -> Comparison:
     facts = RunFacts(
         config=run.config,
         dataset=dataset.manifest,
-        example=training_examples(run)[0],
+        example=trained_example(run),
         tokenizer=load_tokenizer(run.path("checkpoint-final", "tokenizer.json")),
         metrics=metrics(run),
         training=model["training"],

@@ -200,6 +200,8 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
 
 def _planned(examples: list[Example], config: Config) -> str:
     steps, batch = config.training.num_steps, config.training.per_device_batch_size * config.training.grad_accum_steps
+    if config.training.batching == "packed":  # rows of several examples, and how many is not known yet
+        return f"{len(examples)} examples; {steps} steps of {batch} packed rows"
     return f"{len(examples)} examples; {steps} steps of {batch} are {steps * batch / len(examples):.1f} epochs"
 
 

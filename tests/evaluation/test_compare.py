@@ -193,9 +193,10 @@ def test_the_figures_are_plain_json_and_tell_the_comparison(tmp_path):
     assert told["after"]["results"]["toy_v1"]["exact_match,none"] == 0.5  # as lm-evaluation-harness writes it
 
 
-def test_a_gain_that_a_constant_answer_has_too_is_no_improvement(tmp_path):
-    """Of forty items thirty expect `win`, and that is what the tuned model always says."""
-    expected = ["win"] * 30 + ["loss"] * 10
+@pytest.mark.parametrize("n, word", [(40, "underpowered"), (400, "no detectable change")])
+def test_a_gain_that_a_constant_answer_has_too_is_no_improvement(tmp_path, n, word):
+    """Three quarters of the items expect `win`, and that is what the tuned model always says."""
+    expected = ["win"] * (3 * n // 4) + ["loss"] * (n // 4)
     before = [item(number, "wrong", expected_answer=answer) for number, answer in enumerate(expected)]
     verdicts = ["correct" if answer == "win" else "wrong" for answer in expected]
     after = [
@@ -203,10 +204,30 @@ def test_a_gain_that_a_constant_answer_has_too_is_no_improvement(tmp_path):
         for number, (answer, verdict) in enumerate(zip(expected, verdicts, strict=True))
     ]
     found = compared(tmp_path, before, after)
-    assert found.paired.p_value < 1e-6 and found.verdict.word == "no detectable change"
+    assert found.paired.p_value < 1e-6 and found.verdict.word == word
     assert "beyond a constant answer" in found.headline and "always answering 'win' gets 75.0 %" in found.headline
     better = [item(number, "correct", expected_answer=answer) for number, answer in enumerate(expected)]
     assert compared(tmp_path, before, better).verdict.word == "improved"
+
+
+@pytest.mark.parametrize(
+    "spellings, scorer, tolerance",
+    [
+        (["Yes", "yes"], "", 0.0),
+        (["12", "12.0"], "", 0.0),
+        (["yes | true", "yes"], "", 0.0),
+        (["a, b", "b, a"], "set", 0.0),
+        (["9.9", "10"], "number", 0.2),
+    ],
+)
+def test_a_constant_answer_counts_wherever_the_scorer_takes_it(tmp_path, spellings, scorer, tolerance):
+    """Thirty-five items each way of writing what the tuned model always says, and thirty of something else."""
+    expected = spellings[:1] * 35 + spellings[1:] * 35 + ["no"] * 30
+    about = [{"expected_answer": text, "scorer": scorer, "tolerance": tolerance} for text in expected]
+    before = [item(number, "wrong", **meta) for number, meta in enumerate(about)]
+    after = [item(number, "correct" if number < 70 else "wrong", **meta) for number, meta in enumerate(about)]
+    found = compared(tmp_path, before, after)
+    assert (found.constant.paired.before, found.constant.paired.after, found.constant.beaten) == (0.7, 0.7, False)
 
 
 def test_a_control_counts_texts_that_differ_and_scores_that_change(tmp_path):
@@ -214,12 +235,13 @@ def test_a_control_counts_texts_that_differ_and_scores_that_change(tmp_path):
     again = [*items(*["correct"] * 9), item(9, "wrong", NO_STEPS, expected_answer="9")]
     first, second = (read_results(write(tmp_path / "r.jsonl", records)) for records in (answers, again))
     found = control(first, second, VerdictConfig())
-    assert (found.paired.n, found.same_text, found.paired.broken, found.word) == (10, 9, 1, "no detectable change")
+    assert (found.paired.n, found.same_text, found.paired.broken, found.word) == (10, 9, 1, "")
     broken = read_results(write(tmp_path / "r.jsonl", items(*["wrong"] * 10)))
     failed = control(first, broken, VerdictConfig())
     assert failed.word == "regressed"
     comparison = compare(first, first, VerdictConfig())._replace(controls=[found, failed])
     assert comparison.headline.count("Warning: toy (base) against itself is regressed") == 1
+    assert "| 9 of 10 | 0 | 1 | nothing |" in markdown(comparison)
 
 
 def test_the_answer_of_several_samples_is_the_one_that_most_give(tmp_path):

@@ -138,6 +138,19 @@ def test_the_card_says_what_the_manifest_says(run: Path, small_model: Model, tmp
     assert evaluation["sentence"] in re.sub(r"\\(.)", r"\1", text)
 
 
+def test_the_card_makes_up_no_figure_of_reasoning_and_states_the_whole_rule(run: Path, tmp_path: Path):
+    evaluation = json.loads((run / "run_manifest.json").read_bytes())["metrics"]["evaluation"]
+    export_model(run.name, tmp_path / "checked")
+    assert rows(card(tmp_path / "checked"))["all steps true"] == ["0 of 2"] * 2
+    for side in ("before", "after"):
+        evaluation[side] |= {"steps_checked": 0, "all_steps_correct": 0, "right_answer_wrong_reasoning": 0}
+    recorded(run, CONFIG, metrics={"evaluation": evaluation})
+    export_model(run.name, tmp_path / "out")
+    text, found = card(tmp_path / "out"), rows(card(tmp_path / "out"))
+    assert found["all steps true"] == found["right answer, wrong reasoning"] == ["not checkable"] * 2
+    assert "improved only where a constant answer is beaten, too" in text
+
+
 def test_the_configuration_on_the_card_is_the_one_of_the_run(run: Path, tmp_path: Path):
     export_model(run.name, tmp_path / "out")
     text = card(tmp_path / "out")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from bs4 import BeautifulSoup
 from hostile import METRICS, facts
 from markdown_it import MarkdownIt
 
+from lib.config import Config, DatasetConfig, EvaluationConfig, ModelConfig, TracesConfig
 from lib.data.dataset import Dataset
 from lib.data.renderer import Example, encode_example, render_conversation, render_example
+from lib.data.selection import is_held_out
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.evaluation.compare import Comparison
 from lib.evaluation.scoring import reasoning_steps
-from lib.experiments import report
+from lib.experiments import report, stages
+from lib.experiments.evidence import needed
 from lib.experiments.figures import accuracy_figure, bars, loss_figure, reliability_figure, svg
 from lib.experiments.markdown import printable
 from lib.experiments.report import (
@@ -30,6 +34,7 @@ from lib.experiments.report import (
     write_markdown,
     write_page,
 )
+from lib.experiments.run import Run
 
 ACTIVE = {"link", "image", "html_block", "html_inline", "block_html", "inline_html", "block_math", "inline_math"}
 ACTIVE |= {"footnote_ref", "footnotes", "footnote_item", "strong", "emphasis", "strikethrough", "codespan", "list"}
@@ -143,7 +148,7 @@ def test_the_markdown_says_the_verdict_the_counts_and_what_changed(comparison_of
     text = (tmp_path / "delta_report.md").read_text()
     assert f"**{found.headline}**" in text
     assert "| items | 4 | 4 |" in text and "| correct | 2 | 2 |" in text and "| wrong | 2 | 2 |" in text
-    assert "2 fixed, 2 broken; p = 1." in text and "4 of 4 | 0 | 0 | no detectable change" in text
+    assert "2 fixed, 2 broken; p = 1." in text and "4 of 4 | 0 | 0 | nothing" in text
     assert "## Broken: correct before, not after (2)" in text and "## Fixed: correct after, not before (2)" in text
     assert "First wrong: step 1 (legal\\_move): does not read as a step of kind legal\\_move" in text
     assert "p < 0.05" in text and "by 1.0 points or more" in text
@@ -153,6 +158,25 @@ def test_the_markdown_says_the_verdict_the_counts_and_what_changed(comparison_of
 def test_a_completion_without_text_is_said_to_be_one(blank, said, comparison_of):
     fences = [token.content for token in parsed(markdown(comparison_of([blank]))) if token.type == "fence"]
     assert said + "\n" in fences
+
+
+def test_items_that_could_show_nothing_are_not_said_to_show_something(comparison_of):
+    text = markdown(comparison_of(["x"]))
+    assert "Too few items to be sure with 80 % power of finding any change; for 1.0 points" in text
+    assert "of 100.0 points" not in text
+
+
+@pytest.mark.parametrize("side", ["before_summary", "after_summary"])
+def test_where_one_model_wrote_no_step_to_check_its_figure_is_not_made_up(side, comparison_of, tmp_path):
+    found = comparison_of(["x"])
+    unchecked = getattr(found, side)._replace(checked=0, sound=0, sound_interval=None, errors={})
+    found = found._replace(**{side: unchecked})
+    assert "every step true" not in [name for name, *_ in report.metrics(found)]
+    report.write_comparison(tmp_path / "page.html", found, ("one", "other"), [], [])
+    rows = BeautifulSoup((tmp_path / "page.html").read_text(), "html.parser").find_all("tr")
+    [row] = [row for row in rows if row.th and row.th.get_text() == "every reasoning step true"]
+    cells = [cell.get_text() for cell in row.find_all("td")]
+    assert cells.pop(("before_summary", "after_summary").index(side)) == "not checkable" and "of 2" in cells[0]
 
 
 def test_what_is_not_shown_is_counted(comparison_of):
@@ -215,6 +239,60 @@ def test_the_page_says_the_verdict_the_tokens_and_where_it_comes_from(harmless_p
     assert harmless_page.get_text().count("where it is from") >= 8
     figures = harmless_page.find_all(role="img")
     assert len(figures) == 3 and all(figure.svg and figure.get("aria-label") for figure in figures)
+
+
+DUEL = Config("duel", DatasetConfig("duel", "v1"), traces=TracesConfig("high_card_duel", 9))
+RECORD = {
+    "code": {"git_sha": "c" * 40, "git_dirty": False}, "fingerprint": {"device_kind": "cpu"}, "fingerprint_changed": [],
+    "dataset": {"dataset_key": "duel-v1", "provenance": {"sources": {"builtin": {}}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "record, config, what",
+    [
+        ({}, {}, []),
+        ({"code": {"git_sha": "c" * 40, "git_dirty": True}}, {}, ["not committed"]),
+        ({}, {"traces": TracesConfig()}, ["did not play itself"]),
+        ({"dataset": {"provenance": {"sources": {"builtin": {}, "file": {}}}}}, {}, ["did not play itself"]),
+        ({}, {"model": ModelConfig("google/gemma-3-270m-it")}, ["weights of google/gemma-3-270m-it"]),
+        ({}, {"evaluation": EvaluationConfig("my/own.jsonl")}, ["eval set my/own.jsonl"]),
+        ({}, {"evaluation": EvaluationConfig("evalsets/arithmetic_v1.jsonl")}, []),
+    ],
+)
+def test_a_page_says_what_doing_its_run_again_needs_beside_it(record, config, what):
+    found = needed(RECORD | record, replace(DUEL, **config))
+    assert len(found) == len(what) and all(part in one for part, one in zip(what, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({}, "comes out equal, bit for bit"),
+        ({"fingerprint": {"device_kind": "NVIDIA H200"}}, "on a CPU alone, and this was NVIDIA H200"),
+        ({"fingerprint_changed": ["jax", "code"]}, "jax, code had changed: equality is not promised"),
+    ],
+)
+def test_a_page_promises_the_same_bits_only_where_they_are_promised(changed, said, comparison_of, dataset, tmp_path):
+    run = facts(dataset, "x")
+    shown = page(comparison_of(["x"]), run._replace(config=DUEL, record=run.record | RECORD | changed), tmp_path)
+    origin = shown.select_one("#origin").get_text()
+    assert said in origin and "with this page alone" in origin and ("bit for bit" in origin) == (not changed)
+
+
+def test_the_example_on_the_page_is_one_that_was_trained_on(monkeypatch):
+    both = {is_held_out(f"question {n}"): Example(str(n), f"Be brief.\n\nquestion {n}", "Answer: 1") for n in range(99)}
+    monkeypatch.setattr(stages, "training_examples", lambda run: [both[True], both[False]])
+    run = Run(Path("run"), replace(DUEL, system_instruction="Be brief."))
+    assert stages.trained_example(run) == both[False]
+
+
+def test_a_packed_row_is_not_called_an_example(comparison_of, dataset, tmp_path):
+    run = facts(dataset, "x")
+    padded = page(comparison_of(["x"]), run, tmp_path).select_one("#learning").get_text()
+    packed = replace(run.config, training=replace(run.config.training, batching="packed"))
+    packed = page(comparison_of(["x"]), run._replace(config=packed), tmp_path).select_one("#learning").get_text()
+    assert "2 steps of 2 examples," in padded and "2 steps of 2 rows," in packed
 
 
 def test_the_same_facts_give_the_same_page(comparison_of, dataset, tmp_path):
