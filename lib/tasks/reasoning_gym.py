@@ -187,16 +187,16 @@ class Worker:
 
     def ask(self, seconds: int, **request: Any) -> dict[str, Any]:
         """Its answer to one request. Raises Died, or RequestError where it cannot be started as it must be."""
-        if self._process is None:
-            self._start()
         try:
+            if self._process is None:
+                self._start()
             self._process.stdin.write(json.dumps({**request, "seconds": seconds}) + "\n")
             self._process.stdin.flush()
             return self._answer(f"after {seconds} s")
         except BrokenPipeError:
             raise self._death(f"after {seconds} s") from None
         except BaseException:
-            self.stop()  # interrupted: its answer, were it to come, would be taken for that to the next request
+            self.stop()  # interrupted: what it still says would be taken for the answer to the next request
             raise
 
     def stop(self) -> None:

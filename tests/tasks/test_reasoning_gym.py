@@ -186,6 +186,17 @@ def test_an_interrupted_request_leaves_no_stale_answer(gym: str):
     assert draw(toy("sum", 3)).question == "40 + 3?"
 
 
+def test_an_interrupted_start_leaves_no_stale_answer(gym: str, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as importing:
+        importing.setattr(reasoning_gym.Worker, "_answer", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            draw(STATE)
+    assert draw(toy("sum", 3)).question == "40 + 3?"
+
+
 def test_the_process_ends_with_the_one_that_started_it_however_that_ends(gym: str):
     program = (
         "import os\nfrom lib.tasks import reasoning_gym\nreasoning_gym.generators()\n"
