@@ -1,6 +1,7 @@
 """Files that an earlier release wrote (tests/fixtures/v1) are read; a version unknown here is refused by name."""
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,17 @@ CONTENT = [content_sha256(trace) for trace in TRACES]
 def files(tmp_path: Path) -> Path:
     """A copy, as reading is not to be trusted with the only one."""
     return shutil.copytree(WRITTEN, tmp_path / "v1")
+
+
+@pytest.mark.parametrize(
+    "names, refused", [([], "expected the name of the new folder, such as v2"), (["v1"], "v1: written already")]
+)
+def test_what_was_written_is_never_written_again_and_a_new_folder_is_named(
+    names: list[str], refused: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["make.py", *names])
+    with pytest.raises(SystemExit, match=refused):
+        runpy.run_path(str(WRITTEN.parent / "make.py"), run_name="__main__")
 
 
 @pytest.mark.parametrize("name", ["trace", *FORMATS])
