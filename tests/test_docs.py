@@ -226,6 +226,8 @@ asked = {item.prompt for item in find_eval_set(config.evaluation.eval_set).items
 assert len(asked) == 200 and asked.isdisjoint(trace.prompt for trace in make_dataset(config).traces)
 true = ["23 = 3 * 7 + 2.", "Count: 0 Tuesday, 1 Wednesday, 2 Thursday."]
 state = {"start": "Tuesday", "days": "23"}
+assert weekdays.canonical({"days": "023", "start": "Tuesday", "note": "late"}) == weekdays.canonical(state) == state
+assert weekdays.canonical({"days": "many"}) == {"days": "many"}
 assert [check.error for check in weekdays.check_steps(state, true)] == ["", ""]
 assert [check.error for check in weekdays.check_steps(state, [true[0], true[1].replace("Thu", "Fri")])] == ["", "false"]
 assert [check.error for check in weekdays.check_steps(state, ["23 is odd."])] == ["unreadable", "missing"]

@@ -155,10 +155,13 @@ def episode_of(state: dict[str, str]) -> Problem:
 
 
 def canonical(state: dict[str, str]) -> dict[str, str]:
-    """What two states of the same question have in common: a + b is b + a, so the larger number goes first."""
+    """What two states of the same question have in common: a + b is b + a, so the larger number goes first.
+
+    What stands beside it in a state is left aside; a state that is none of this task is what it is.
+    """
     try:
-        a, operator, b = episode_of(state)
-    except ValueError:
+        a, operator, b = episode_of({name: state[name] for name in ("a", "operator", "b")})
+    except (KeyError, TypeError, ValueError):
         return state
     return {"a": str(max(a, b)), "operator": operator, "b": str(min(a, b))}
 

@@ -173,8 +173,11 @@ def episode_of(state: dict[str, str]) -> Deal:
 
 
 def canonical(state: dict[str, str]) -> dict[str, str]:
-    """What two states of the same question have in common: here all of it, as either card has its own place."""
-    return state
+    """What two states of the same question have in common: the two cards, each in its place, whatever stands beside."""
+    try:
+        return state_of(episode_of({name: state[name] for name in ("my_card", "opponent_card")}))
+    except (KeyError, ValueError):
+        return state
 
 
 def check_steps(state: dict[str, str], contents: list[str]) -> list[StepCheck]:

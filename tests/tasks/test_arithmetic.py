@@ -150,7 +150,7 @@ def test_what_the_engine_would_not_have_written_is_told():
         {"a": "1", "operator": "*", "b": "12"}, {"a": "01", "operator": "+", "b": "2"},
         {"a": "12345", "operator": "+", "b": "2"}, {"a": "1 + 1", "operator": "+", "b": "2"},
         {"a": "٣", "operator": "+", "b": "2"}, {"a": 1, "operator": "+", "b": 2},
-        {"a": ["1"], "operator": "+", "b": "2"}, {"a": "1", "operator": "+", "b": "2", "c": "3"},
+        {"a": ["1"], "operator": "+", "b": "2"}, {"a": "1", "operator": "-", "b": "2", "c": "3"},
     ],
 )  # fmt: skip
 def test_a_state_that_is_none_of_this_task_is_refused(state: object):
@@ -158,6 +158,14 @@ def test_a_state_that_is_none_of_this_task_is_refused(state: object):
         episode_of(state)
     assert verify(make_trace("x", [("digits", "y")], "z", {"game": NAME, "state": state})).startswith("meta.state: ")
     assert canonical(state) is state
+
+
+def test_what_stands_beside_a_problem_makes_no_other_question_but_no_state_either():
+    noted = state_of(SUM) | {"late": "x"}
+    assert canonical(noted) == canonical(state_of(SUM))
+    with pytest.raises(ValueError, match="expected numbers of up to four digits"):
+        episode_of(noted)
+    assert verify(make_trace("x", [("digits", "y")], "z", {"game": NAME, "state": noted})).startswith("meta.state: ")
 
 
 def test_a_plus_b_asks_the_same_as_b_plus_a():

@@ -208,6 +208,8 @@ def test_two_questions_are_the_same_by_their_state_or_their_words():
     state = state_of(TOY)
     assert group_keys("What is  2 + 2?") == {"prompt: what is 2 + 2?"}
     assert group_keys("x", NAME, state) & group_keys("y", NAME, dict(reversed(state.items())))
+    assert group_keys("x", NAME, state) & group_keys("y", NAME, state | {"late": "x"})
+    assert group_keys("x", NAME, {"my_card": "1H"}) == {"prompt: x", "high_card_duel: my_card=1H"}
     assert not group_keys("x", NAME, state) & group_keys("y", NAME, state_of(Deal(SEVEN, QUEEN)))
     assert not group_keys("x", "other", state) & group_keys("y", "other", state)
     assert group_keys("x", NAME, None) == group_keys("X ", "", None) == {"prompt: x"}
