@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from lib.data.frames import in_order
 from lib.data.renderer import CONTROL_IN_JSON, has_control_token
 from lib.data.store import Store, first_of_each, read_facts, read_segment, traces_in
 from lib.errors import RequestError
-from lib.tasks import TASKS, group_keys
+from lib.tasks import TASKS, group_keys, keys_within
 from lib.trace import Trace, shown
 
 HELD_OUT_PERCENT = 5
@@ -140,7 +141,7 @@ def trace_groups(trace: Trace) -> set[str]:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether examples that ask this are kept for the held-out loss: the same question is always on one side."""
+    """Whether examples that ask this are kept for the held-out loss: the same text is always on one side."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100 < HELD_OUT_PERCENT
 
 
@@ -231,7 +232,7 @@ class _Judge:
     def _look_up(self, facts: str) -> tuple[int, int, int, int, bool]:
         """The values of _FOUND."""
         trace = read_facts(facts, "the store")
-        keys = group_keys(trace.prompt, trace.game, trace.state)
+        keys = chain(group_keys(trace.prompt, trace.game, trace.state), keys_within(trace.prompt))
         held = [self.reserved[key] for key in keys if key in self.reserved]
         reserved = self.code(f"asked in eval set {min(held)}") if held else CHOSEN
         source = self.sources.setdefault(trace.source, len(self.sources))

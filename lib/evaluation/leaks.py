@@ -6,7 +6,7 @@
 Kinds, each item and trace told once, by the first that holds:
 
 exact            the same characters
-same words       the same but for case and blanks
+same words       the same but for case and blanks, alone or after a blank line, as behind an instruction
 same state       the same deal or problem of a known game, whatever the words
 near duplicate   shared runs of three words, where the state is not known: at least six tenths of all that the two have
                  (Jaccard), or nine tenths of the item's own, and the same numbers in both; where it is known of the
@@ -22,12 +22,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from lib.data.dataset import Traces
 from lib.data.store import read_facts
 from lib.evaluation.evalsets import EvalItem
-from lib.tasks import TASKS, group_keys
+from lib.tasks import TASKS, group_keys, keys_within
 from lib.trace import Trace, facts_of
 
 WORDS = 3  # in a run
@@ -128,7 +129,7 @@ class _Index:
         """(number of the item, kind, similarity) of every item that asks this, the strictest kind first."""
         for number in self._exact.get(prompt, ()):
             yield number, "exact", 1.0
-        for key in keys:
+        for key in chain(keys, keys_within(prompt)):
             for number in self._keyed.get(key, ()):
                 yield number, "same words" if key.startswith("prompt: ") else "same state", 1.0
         stated = any(not key.startswith("prompt: ") for key in keys)

@@ -3,11 +3,13 @@
 A task is a module with `generate`, `check_steps`, `verify`, `episode_of` and `canonical`; `TASKS` names them all.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from lib.tasks import arithmetic, gsm_symbolic, high_card_duel
 from lib.tasks.steps import StepCheck
 
+_PROMPT = "prompt: "
 TASKS = {task.NAME: task for task in (high_card_duel, arithmetic)}
 
 
@@ -28,8 +30,24 @@ def group_keys(prompt: str, task: str = "", state: Any = None) -> set[str]:
     >>> group_keys("What is  2 + 2?")
     {'prompt: what is 2 + 2?'}
     """
-    keys = {f"prompt: {' '.join(prompt.casefold().split())}"}
+    keys = {_PROMPT + _words(prompt)}
     if task in TASKS and isinstance(state, dict):
         common = TASKS[task].canonical(state)
         keys.add(f"{task}: " + " ".join(f"{name}={common[name]}" for name in sorted(common)))
     return keys
+
+
+def keys_within(prompt: str) -> Iterator[str]:
+    """The key of the words after each blank line: the question, where an instruction stands before it.
+
+    >>> list(keys_within("Be brief.\\n\\nWhat is  2 + 2?"))
+    ['prompt: what is 2 + 2?']
+    """
+    words = ""
+    for part in reversed(prompt.split("\n\n")[1:]):
+        words = " ".join(filter(None, (_words(part), words)))
+        yield _PROMPT + words
+
+
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())

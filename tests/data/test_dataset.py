@@ -24,6 +24,7 @@ from lib.data.dataset import (
 )
 from lib.data.duplicates import jaccard, runs_of
 from lib.data.importing import import_files
+from lib.data.records import parse_record
 from lib.data.renderer import encode_example, render_example
 from lib.data.selection import (
     CONTROL,
@@ -216,6 +217,16 @@ def test_what_an_eval_set_asks_never_enters_and_is_counted(tmp_path: Path):
     assert dataset.manifest["dropped"] == {
         "asked in eval set duels": 2, "asked in eval set sums": 1, "over the limit": 1,
     }  # fmt: skip
+
+
+def test_a_question_behind_an_instruction_is_that_of_the_eval_set(tmp_path: Path):
+    asked = [{"role": "user", "content": "Red\n\nor  blue?"}, {"role": "assistant", "content": "Sky.\nAnswer: blue"}]
+    turns = [{"role": "system", "content": "Be brief.\n\nUse words."}, *asked]
+    chat = parse_record(json.dumps({"messages": turns}).encode())
+    others = [make_trace(prompt, [("s", "c")], "a", {}) for prompt in ("Blue?", "Red or blue?\n\nOr green?")]
+    dataset = built(stored(tmp_path, chat, *others), dict.fromkeys(group_keys("red or blue?"), "colours"))
+    assert dataset.manifest["dropped"] == {"asked in eval set colours": 1}
+    assert {trace.id for trace in dataset.traces} == {trace.id for trace in others}
 
 
 def test_a_selection_that_is_asked_to_the_last_trace_is_refused(tmp_path: Path):

@@ -33,6 +33,7 @@ def trace(prompt: str, **meta):
     [
         ("What is 12 + 30?", ("sum", "exact", 1.0)),
         ("what is  12 + 30?", ("sum", "same words", 1.0)),
+        ("Be brief.\n\nWhat is 12 + 30?", ("sum", "same words", 1.0)),
         ("Tell me: what is the capital of France?", ("capital", "near duplicate", 1.0)),
         ("A train leaves at 9:40 and arrives at 11:05. How long does it take?", ("train", "near duplicate", 0.789)),
     ],
