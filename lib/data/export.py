@@ -5,7 +5,10 @@
 
 Four formats: `trace` (the parts), `tunix_sft` (one rendered conversation), `training_example` (prompt and
 response), `messages` (what TRL and hosted APIs read). All import back as the traces they were: `metadata`
-holds the types of the steps, which rendered text does not show.
+holds the types of the steps, which rendered text does not show. But what is rendered does not tell a line inside a step
+that begins with the number of the next (`2. ` in the first) from that step, nor a later line of an answer that begins
+with `Answer: ` from the answer: such a trace is refused on import where the number of its steps or its `final_answer`
+no longer fits, and else is split at that line. `trace` alone carries these, too.
 """
 
 import json
@@ -19,6 +22,7 @@ from msgspec.structs import replace
 
 from lib.data.records import exchange_of, shape_of
 from lib.data.renderer import (
+    RECIPES,
     SHUFFLED,
     Example,
     parse_conversation,
@@ -101,8 +105,8 @@ def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: 
     """The training items of a file in any of the four formats, in order. Raises RequestError for what is none.
 
     A record is read as strictly as an import reads it. What is rendered already is taken as it stands: reasoning where
-    the recipe is the answer alone, and a prompt without the system instruction, are refused, as training would not be
-    what the configuration says.
+    the recipe is the answer alone, the answer alone where it is not, and a prompt without the system instruction, are
+    refused, as training would not be what the configuration says.
     """
     examples, problems = [], []
     for number, line in _lines(path):
@@ -119,10 +123,12 @@ def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: 
 
 
 def recipe_of(path: Path) -> str:
-    """The recipe that `read_examples` takes all of a file by: what its first line was exported with."""
-    with suppress(StopIteration, ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        if json.loads(next(_lines(path))[1])["metadata"]["recipe"] == SHUFFLED:
-            return SHUFFLED
+    """The recipe that `read_examples` takes all of a file by: the one that its first readable line was made by."""
+    for _, line in _lines(path):
+        for recipe in RECIPES:
+            with suppress(ValueError, RecursionError, RequestError):
+                _example(line.encode(), recipe, "")
+                return recipe
     return "trace_sft_v1"
 
 
@@ -174,10 +180,10 @@ def _check_metadata(metadata: dict[str, Any], recipe: str) -> None:
 def _check_rendering(example: Example, recipe: str, system_instruction: str) -> None:
     if not example.response:
         raise ValueError("the model's turn is empty: nothing would be trained on")
-    if recipe == "answer_sft_v1" and example.response.startswith("Reasoning:"):
-        raise ValueError(
-            "rendered with its reasoning, but the recipe is answer_sft_v1; export with --config or --recipe"
-        )
+    alone = recipe == "answer_sft_v1"  # a trace has a step at least, so that no other recipe begins with the answer
+    if example.response.startswith("Reasoning:" if alone else "Answer: "):
+        told = "with" if alone else "without"
+        raise ValueError(f"rendered {told} its reasoning, but the recipe is {recipe}; export with --config or --recipe")
     if system_instruction and not example.prompt.startswith(system_instruction):
         raise ValueError(
             "rendered without the config's system_instruction; export with --config or --system-instruction"

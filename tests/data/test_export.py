@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.data.export import FORMATS, detect_format, export_lines, read_examples, shuffled
+from lib.data.export import FORMATS, detect_format, export_lines, read_examples, recipe_of, shuffled
 from lib.data.renderer import RECIPES, SHUFFLED, Example, render_example
 from lib.errors import RequestError
 from lib.tasks import high_card_duel
@@ -177,6 +177,18 @@ def test_what_was_rendered_otherwise_is_refused(tmp_path: Path):
         path = written(tmp_path, RECORDS[format])
         assert "rendered with its reasoning, but the recipe is answer_sft_v1" in refusal(path, "answer_sft_v1")
         assert "rendered without the config's system_instruction" in refusal(path, "trace_sft_v1", "Be brief.")
+
+
+@pytest.mark.parametrize("format", ["tunix_sft", "training_example", "messages"])
+@pytest.mark.parametrize("other", [recipe for recipe in RECIPES if recipe != "answer_sft_v1"])
+def test_answers_alone_are_read_under_their_own_recipe_alone(format: str, other: str, tmp_path: Path):
+    path = tmp_path / "toy.jsonl"
+    path.write_bytes(b"".join(export_lines([TOY], format, "answer_sft_v1")))
+    assert recipe_of(path) == "answer_sft_v1"
+    assert [example.response for example in read_examples(path, "answer_sft_v1")] == ["Answer: 4"]
+    assert "recipe" in refusal(path, other)
+    path.write_text("no record\n" + path.read_text())
+    assert recipe_of(path) == "answer_sft_v1"
 
 
 def test_files_that_hold_no_example_are_refused(tmp_path: Path):
