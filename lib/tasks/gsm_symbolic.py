@@ -8,8 +8,9 @@
 Word problems after GSM-Symbolic (arXiv:2410.05229): templates whose numbers are drawn, so that a worked answer which
 held for the original numbers need not hold for the drawn ones. An equation is what stands beside a "=": to its left the
 longest expression that ends there, to its right the longest that begins there, units left aside. It is true where both
-sides are the same number, or the right one is the left one rounded to the decimals that it has, and no two currencies
-are mixed. What has a variable in it, such as 2x = 116, is not checked.
+sides are the same number, or the right one is a lone number, the left one rounded to the decimals that it has, and no
+two currencies are mixed. What has a variable in it, such as 2x = 116, is not checked, nor what is part of more than is
+read here: a power, a root, a share as in 20% of 50 + 5, a number with letters as 3.5km, or in two parts as 3 1/2.
 
 A step is true where it holds an equation and all that it holds are true. One without says nothing that can be worked
 out: it is neither true nor false.
@@ -24,20 +25,27 @@ from lib.tasks.steps import StepCheck
 NAME = "gsm_symbolic"
 END = "####"
 BULLET = re.compile(r"^\s*(?:\d+\.|[•*-])\s+")
+ITEM = re.compile(r"\n(?=\s*[•*-]\s)")  # whose bullet is no minus
 FILLER = "Let's solve this step by step:"
 
 WORDS = r"[A-Za-z][A-Za-z'-]*(?:\s+[A-Za-z][A-Za-z'-]*)*"
 NUMBER = r"[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?"
 GROUP = rf"\(\s*{NUMBER}(?:\s*[-+*/]\s*{NUMBER})*\s*\)"
 EXPRESSION = rf"(?:{NUMBER}|{GROUP})(?:\s*[-+*/]\s*(?:{NUMBER}|{GROUP}))*"
-ENDING = re.compile(rf"(?<![\w.,$€£])({EXPRESSION})(?:\s+{WORDS})?\s*$")
-BEGINNING = re.compile(rf"\s*({EXPRESSION})(?!\s*[-+*/(]|[\w$€£])")
+ENDING = re.compile(rf"(?<![\w.,$€£)])({EXPRESSION})(?:\s+{WORDS})?\s*$")
 
-# Each replaced in this order: a unit as in 5 kg/cow, signs of multiplication, subtraction and division, 2(3), and what
-# is counted, as in 5 large eggs + 3 and 5 eggs)
+# What an expression is only a part of: before it, as in 2^3 + 1, 20% of 50 + 5 and 1 1/2 + 1; and after it, as in
+# 3.5km, 3 1/2 and 7 + T. No part is 9 (left), nor 9 - so nine.
+BEFORE = re.compile(r"(?:[-+*/^√]\s*|[\d%] *|(?:[\d%]|\b(?:half|thirds?|quarters?)) of (?:the (?:\w+ )?)?)$")
+OPERAND = r"-?(?:[$€£]?\.?\d|\(|√|[A-Za-z]\b)"
+AFTER = rf"[\w$€£]|[.,]\d| *%| +\.?\d|\s*[-+*/^]+\s*{OPERAND}|\s*[+*/^]\s*[A-Za-z]|\s*\(\s*{OPERAND}"
+BEGINNING = re.compile(rf"\s*(-?(?>{EXPRESSION}))(?!{AFTER})")
+
+# Each replaced in this order: a unit as in 5 kg/cow, signs of multiplication, subtraction and division, 2(3) and
+# (2)(3), and what is counted, as in 5 large eggs + 3 and 5 eggs)
 PLAIN = [(re.compile(pattern), text) for pattern, text in [
     (r"/\s*[A-Za-z]{2,}", ""), (r"\s(?:x|×)\s*(?=[$€£\d(])|×", " * "), ("÷", "/"), ("\N{MINUS SIGN}", "-"),
-    (r"(?<=\d)\(", " * ("), (rf"(?<=[\d%)])\s+{WORDS}\s*(?=[-+*/]\s*[$€£\d(]|\))", " "),
+    (r"(?<=\d)\(|(?<=\))\s*\(", " * ("), (rf"(?<=[\d%)])\s+{WORDS}\s*(?=[-+*/]\s*[$€£\d(]|\))", " "),
 ]]  # fmt: skip
 
 
@@ -97,10 +105,14 @@ def why_not(worked: str, answer: str) -> str:
 
 def equations(step: str) -> list[Equation]:
     """Every equation of a step, in order, but those in which there is a variable, or no operation."""
-    sides = [_plain(side) for side in step.split("=")]
+    return [equation for item in ITEM.split(step) for equation in _equations(item)]
+
+
+def _equations(text: str) -> list[Equation]:
+    sides = [_plain(side) for side in text.split("=")]
     pairs = [(_ending(left), BEGINNING.match(right)) for left, right in zip(sides, sides[1:], strict=False)]
     found = [Equation(left, right[1]) for left, right in pairs if left and right]
-    return [equation for equation in found if re.search(r"[-+*/]", equation.left + equation.right)]
+    return [equation for equation in found if re.search(r"[\d%)]\s*[-+*/]", str(equation))]
 
 
 def problem(equation: Equation) -> str:
@@ -112,18 +124,18 @@ def problem(equation: Equation) -> str:
         left, right = value(equation.left), value(equation.right)
     except ZeroDivisionError:
         return "divides by zero"
-    decimals = re.fullmatch(r"[^.]*\.(\d+)(%?)", equation.right)
+    decimals = re.fullmatch(r"-?[$€£]?[\d,]+\.(\d+)(%?)", equation.right)
     slack = Fraction(1, 2 * 10 ** len(decimals[1] + "00" * len(decimals[2]))) if decimals else 0
     return "" if abs(left - right) <= slack else f"the left side is {left}"
 
 
 def value(expression: str) -> Fraction:
-    """What an expression comes to: products before sums, and both from the left."""
+    """What an expression comes to: products before sums, and both from the left; it may begin with a minus."""
     return _sum(re.findall(rf"{NUMBER}|[-+*/()]", expression))
 
 
 def _sum(tokens: list[str]) -> Fraction:
-    total = _product(tokens)
+    total = Fraction() if tokens[0] == "-" else _product(tokens)
     while tokens and tokens[0] in "+-":
         total += _product(tokens) if tokens.pop(0) == "+" else -_product(tokens)
     return total
@@ -163,4 +175,4 @@ def _plain(text: str) -> str:
 def _ending(text: str) -> str:
     """The longest expression that ends the text, a unit aside; empty where what stands before it belongs to it."""
     found = ENDING.search(text)
-    return found[1] if found and not re.search(r"[-+*/(]\s*$", text[: found.start()]) else ""
+    return found[1] if found and not BEFORE.search(text[: found.start()]) else ""

@@ -28,6 +28,13 @@ WRITTEN = {
     "He can harvest 12 ÷ 6 = 2 times per year": ["12 / 6 = 2"],
     "a rate of 13 miles per 65 minutes, or 13/65 = 1/5 miles per minute.": ["13/65 = 1/5"],
     "3 + 4 = 7 and 7 + 1 = 8 is one less than 9 = 3 * 3": ["3 + 4 = 7", "7 + 1 = 8", "9 = 3 * 3"],
+    "He multiplies (12 + 8)(3 + 1) = 80 and (2)  (4) = 8": ["(12 + 8) * (3 + 1) = 80", "(2) * (4) = 8"],
+    "(he counts 3 + 4 = 7)": ["3 + 4 = 7"],
+    "that is 5 + 3 = 8 (left), and 2 * 2 = 4 (that is all)": ["5 + 3 = 8", "2 * 2 = 4"],
+    "5 + 3 = 8 - so eight": ["5 + 3 = 8"],
+    "First 5 + 3 = 8\n- 8 / 2 = 4\n* so 4 * 2 = 8": ["5 + 3 = 8", "4 * 2 = 8"],
+    "half of it is right, so that is 50 questions * 0.5 = 25 points": ["50 * 0.5 = 25"],
+    "she has 1/4 of the essay which is 248 pages x 1/4 = 62 pages": ["248 * 1/4 = 62"],
     # with a variable, without an operation, or not whole
     "She has 74 + 46 + 32 + T = 152 + T = 195 toys": [],
     "we get 2x=116, leaving x=58": [],
@@ -73,6 +80,37 @@ def test_a_false_equation_is_named_with_what_it_comes_to(step: str, reason: str)
 @pytest.mark.parametrize("step", ["10 / 3 = 3.33", "2 / 3 = 0.7", "1 / 3 = 33.3%", "5 - 7 + 4 = 2", "8 / 4 / 2 = 1"])
 def test_a_result_may_be_rounded_to_the_decimals_that_it_has(step: str):
     assert check(step).correct
+
+
+@pytest.mark.parametrize(
+    "right",
+    ["7.5hours", "7.5kg", "7,500g", "7g", "7%x", "7 %", "7 1/2", "7.5 * 2x", "7 - T", "7 * price", "7 / x", "7 (T + 1)",
+     "7 (3)", "7^2", "7 ** 2", "7.5.1", "7,50"],
+)  # fmt: skip
+def test_no_part_of_a_right_side_is_taken_for_all_of_it(right: str):
+    assert equations(f"That is 3 + 4 = {right}") == []
+
+
+@pytest.mark.parametrize(
+    "left",
+    ["2^3 + 1", "2 ** 3 + 1", "√16 + 2", "20% of 50 + 5", "20% of the other 50 + 5", "half of 8 + 5", "3/4 of 8 + 5",
+     "1 1/2 + 1/2", "2 (3 + 1)", "20% (3 + 1)", "(2 + 1)3 + 1"],
+)  # fmt: skip
+def test_no_part_of_a_left_side_is_taken_for_all_of_it(left: str):
+    assert equations(f"That is {left} = 7") == []
+
+
+def test_a_right_side_may_begin_with_a_minus():
+    for written in ("5 - 8 = -3", "5 - 8 = −3 degrees", "$5 - $8 = -$3", "7 - 5 = -2 + 4"):
+        assert check(written).correct
+    assert check("2 + 2 = 4, so 5 - 8 = -4 left").reason == "5 - 8 = -4: the left side is -3"
+    assert equations("He has 4 = -4") == []  # a sign is no operation
+
+
+def test_only_a_result_is_rounded():
+    assert check("10 / 2.5 = 4.0").correct and check("3 - 5.26 = -2.3").correct
+    for rounded in ("4.04 = 10 / 2.5", "33 / 8 = 100 / 24.2"):
+        assert not check(rounded).correct
 
 
 def test_a_step_without_an_equation_is_neither_true_nor_false():
