@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.config import Config, bounded, build, load_config, load_tree, to_yaml
+from lib.data.dataset import dataset_key
 from lib.errors import RequestError
 from lib.experiments.run import CONFIG, run_folders, status_of
 from lib.files import NAME, home, sha256_bytes, sha256_file
@@ -124,14 +125,16 @@ def load_sweep(path: str | Path) -> SweepConfig:
 def make_trials(sweep: SweepConfig, base: str | Path, where: str = "the sweep") -> list[Trial]:
     """Every trial, in order, with its configuration: that of the file `base`, changed.
 
-    A trial with other data than the base's, but under the same dataset_version, gets a version of its own, as the
-    data of a version never change. Raises RequestError, naming the trial, where a configuration is wrong.
+    A trial with other data than the base's or an earlier trial's, but under the same dataset_version, gets a version
+    of its own, as the data of a version never change. Raises RequestError, naming the trial, where a configuration is
+    wrong.
     """
     plain, configs = load_config(base), []
+    owners = {dataset_key(plain.dataset): _data(plain)}
     combinations = list(_grid(sweep.vary, where) if sweep.random is None else _drawn(sweep.vary, sweep.random, where))
     for number, changes in enumerate(combinations, 1):
         try:
-            configs.append(_with_own_data(base, changes, plain))
+            configs.append(_with_own_data(base, changes, owners))
         except RequestError as error:
             said = f"{where}: trial {number} of {len(combinations)} ({' '.join(overrides(changes))})"
             raise RequestError(f"{said}: {error}") from None
@@ -232,16 +235,14 @@ def _check_values(values: Any, where: str, may_be_range: bool) -> None:
 # ---- configurations -----------------------------------------------------------------------------------------
 
 
-def _with_own_data(base: str | Path, changes: dict[str, Any], plain: Config) -> Config:
+def _with_own_data(base: str | Path, changes: dict[str, Any], owners: dict[str, str]) -> Config:
+    """The base, changed; `owners`, dataset key → what has that key first, learns of it."""
     config = load_config(base, overrides(changes))
-    if _key(config) != _key(plain) or _data(config) == _data(plain):
+    data = _data(config)
+    if owners.setdefault(dataset_key(config.dataset), data) == data:
         return config
-    version = f"{config.dataset.dataset_version}-{sha256_bytes(_data(config).encode())[:8]}"
+    version = f"{config.dataset.dataset_version}-{sha256_bytes(data.encode())[:8]}"
     return load_config(base, overrides(changes | {"dataset.dataset_version": version}))
-
-
-def _key(config: Config) -> tuple[str, str]:
-    return config.dataset.dataset_name, config.dataset.dataset_version
 
 
 def _data(config: Config) -> str:

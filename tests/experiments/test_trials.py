@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lib.__main__ import main
-from lib.config import load_config
+from lib.config import load_config, to_yaml
+from lib.data.dataset import dataset_key
 from lib.errors import RequestError
 from lib.experiments.trials import Trial, find_sweep, load_sweep, make_trials, overrides, run_of
 
@@ -96,6 +97,22 @@ def test_other_data_under_the_same_version_gets_a_version_of_its_own(trials_of):
     assert {trial.config.dataset.dataset_version for trial in same} == {"v1"}
     own = trials_of("vary: {dataset.dataset_version: [v2], dataset.limit: [50]}")
     assert own[0].config.dataset.dataset_version == "v2"
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        "{dataset.dataset_name: [smoke, other], traces.count: [100, 200]}",
+        "{dataset.dataset_version: [v2], dataset.limit: [50, 60]}",
+        "{dataset.dataset_name: [a, a-b], dataset.dataset_version: [c, b-c], dataset.limit: [50]}",
+    ],
+)
+def test_no_two_trials_have_other_data_under_one_key(vary, trials_of):
+    owners: dict[str, set[str]] = {}
+    for trial in trials_of(f"vary: {vary}"):
+        made_from = to_yaml(trial.config.traces) + str(trial.config.dataset.limit) + trial.config.dataset.dataset_name
+        owners.setdefault(dataset_key(trial.config.dataset), set()).add(made_from)
+    assert len(owners) > 1 and all(len(data) == 1 for data in owners.values())
 
 
 @pytest.mark.parametrize(
