@@ -287,6 +287,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         _apply(tree, override)
     config = build(Config, tree, str(path))
     _check_together(config, str(path))
+    check_size(config, str(path))
     return config
 
 
@@ -312,6 +313,15 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 def build(kind: type, tree: dict[str, Any], where: str) -> Any:
     """A frozen dataclass from a mapping, every key and type checked. Raises RequestError."""
     return _build(kind, tree, where, "")
+
+
+def check_size(config: Any, where: str) -> None:
+    """Raises RequestError where what a run or a sweep stores of it could not be read again."""
+    if (size := len(to_yaml(config).encode())) > MAX_BYTES:
+        raise RequestError(
+            f"{where}: written out, every item of a list on its own line, it has {size} bytes, and a configuration "
+            f"can have {MAX_BYTES}; give shorter lists or texts"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -409,6 +419,8 @@ def _value(hint: Any, value: Any, bounds: Any, where: str, key: str) -> Any:
         raise RequestError(f"{where}: {key}: expected {expected}, got {_shown(value)}")
     if isinstance(value, dict):
         _check_filters(value, where, key)
+    if get_origin(hint) is list and not bounds:
+        _check_items(value, *get_args(hint), where, key)
     if value is not None and bounds:
         _check_bounds(value, bounds, where, key)
     return value
@@ -433,6 +445,12 @@ def _check_some(values: list, bounds: Any, where: str, key: str) -> None:
     if len(values) < bounds["low"] or twice or any(value not in bounds["of"] for value in values):
         choices = ", ".join(repr(choice) for choice in bounds["of"])
         raise RequestError(f"{where}: {key}: expected some of {choices}, each once, got {_shown(values)}")
+
+
+def _check_items(values: list, kind: type, where: str, key: str) -> None:
+    for number, item in enumerate(values):
+        if type(item) is not kind:
+            raise RequestError(f"{where}: {key}[{number}]: expected {_NAMES[kind]}, got {_shown(item)}")
 
 
 def _check_filters(filters: dict, where: str, key: str) -> None:
@@ -501,7 +519,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise RequestError(f"override {override!r}: expected KEY=VALUE, such as training.num_steps=50")
     *parents, last = path.strip().split(".")
     for name in parents:
-        tree = tree.setdefault(name, {})
+        if tree.get(name) is None:  # as a stored configuration says of what is left out
+            tree[name] = {}
+        tree = tree[name]
         if not isinstance(tree, dict):
             raise RequestError(f"override {override!r}: {name} holds a value, not a mapping")
     tree[last] = parse_yaml(f"value: {text}", f"override {override!r}")["value"]

@@ -41,6 +41,13 @@ def test_overrides_are_read_as_yaml_and_win_in_their_order(tmp_path: Path):
     assert (config.training.num_steps, config.dataset.filters) == (50, {"g": ["a", 2]})
 
 
+def test_an_override_below_null_acts_as_where_nothing_is_given(tmp_path: Path):
+    stored = to_yaml(loaded(tmp_path))
+    assert "lora: null" in stored
+    config = load_config(written(tmp_path, stored), ["training.lora.rank=2"])
+    assert config == loaded(tmp_path, "", "training.lora.rank=2") and config.training.lora.rank == 2
+
+
 def test_a_stored_configuration_reads_back_as_itself(tmp_path: Path):
     config = loaded(
         tmp_path, "training: {learning_rate: 1e-5}\nsystem_instruction: 'é: no'\n", "dataset.filters={a: no}"
@@ -143,6 +150,13 @@ def test_f14_bytes_that_are_no_utf8_and_huge_files_are_refused(tmp_path: Path):
     assert load_config(written(tmp_path, b"\xef\xbb\xbf" + TOY.replace("\n", "\r\n").encode())).name == "toy"
 
 
+def test_what_is_accepted_can_be_read_again_once_it_is_stored(tmp_path: Path):
+    short, long = (f"dataset.filters={{id: {list(range(1000, 1000 + count))}}}" for count in (2_000, 4_000))
+    config = loaded(tmp_path, "", short)
+    assert load_config(written(tmp_path, to_yaml(config))) == config
+    assert len(long) < MAX_BYTES and "toy.yaml: written out, every item" in refusal(tmp_path, "", long)
+
+
 @pytest.mark.parametrize(
     "text, hint",
     [
@@ -192,6 +206,8 @@ def test_f15_an_unknown_override_is_refused_with_what_was_meant(tmp_path: Path):
         ("dataset.filters={a: {b: 1}}", "dataset.filters.a: expected a text, a number or a list of these"),
         ("dataset.filters={a: [1, .nan]}", "dataset.filters.a: expected a text, a number or a list of these, got nan"),
         ("dataset.filters={1: a}", "dataset.filters.1: expected a text"),
+        ("dataset.curation.scripts=[Latin, 1]", "dataset.curation.scripts[1]: expected a text, got 1"),
+        ("dataset.curation.scripts=[[Latin]]", "dataset.curation.scripts[0]: expected a text, got ['Latin']"),
         ("recipe=sft", "recipe: expected one of 'trace_sft_v1', 'answer_sft_v1', 'shuffled_answers', got 'sft'"),
         ("system_instruction=5", "system_instruction: expected a text, got 5"),
         ("training=5", "training: expected a mapping, got a whole number"),

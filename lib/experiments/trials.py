@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.config import Config, bounded, build, load_config, load_tree, to_yaml
+from lib.config import Config, bounded, build, check_size, load_config, load_tree, to_yaml
 from lib.data.dataset import dataset_key
 from lib.errors import RequestError
 from lib.experiments.run import CONFIG, run_folders, status_of
@@ -119,7 +119,9 @@ def load_sweep(path: str | Path) -> SweepConfig:
         raise RequestError(f"{where}: vary: expected at least one field, such as training.learning_rate")
     for key, values in vary.items():
         _check_values(values, f"{where}: vary.{key}", sweep.random is not None)
-    return SweepConfig(**vars(sweep) | {"vary": vary})
+    whole = SweepConfig(**vars(sweep) | {"vary": vary})
+    check_size(whole, where)
+    return whole
 
 
 def make_trials(sweep: SweepConfig, base: str | Path, where: str = "the sweep") -> list[Trial]:

@@ -131,6 +131,7 @@ def test_no_two_trials_have_other_data_under_one_key(vary, trials_of):
         ("random: {trials: 0, seed: 0}\nvary: {training.seed: [1]}", "random.trials: expected 1 to 1000"),
         ("vary: {training.seed: [7, 8, 7]}", "trial 3 is the same as trial 1"),
         (f"vary: {{training.seed: {list(range(1001))}}}", "1,001 combinations"),
+        (f"random: {{trials: 2, seed: 0}}\nvary: {{training.seed: {list(range(1000, 6000))}}}", "written out, every"),
         ("vary: {training.seed: [7, x]}", "trial 2 of 2 (training.seed=\"x\"): configs/smoke.yaml: training.seed"),
         ("vary: {training.learning_rat: [1]}", "did you mean training.learning_rate?"),
         ("vary: {training.num_steps: [20, 2]}", "trial 2 of 2 (training.num_steps=2): configs/smoke.yaml: training"),
