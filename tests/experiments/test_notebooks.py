@@ -18,6 +18,7 @@ from traitlets.config import PyFileConfigLoader
 from lib.config import Config, DatasetConfig
 from lib.errors import RequestError, RetraceError
 from lib.experiments import notebooks
+from lib.experiments.links import linked
 from lib.experiments.notebooks import Stage, check_parameters, execute
 from lib.experiments.pages import render
 from lib.experiments.pipeline import STAGES
@@ -285,6 +286,13 @@ def test_the_page_of_a_run_leads_to_the_other_pages_and_says_where_it_comes_from
     foot = soup.footer.get_text()
     assert run.name in foot and run.state["run_id"] in foot and f"runs reproduce {run.name}" in foot
     assert soup.select_one("details.code pre").get_text().strip() == "x" and not soup.select("details[open]")
+
+
+@pytest.mark.parametrize("kind", ["ipynb", "html"])
+def test_a_link_to_a_notebook_that_no_run_executes_stays_as_it_is(kind):
+    text = "[0 · Explore](00_explore.ipynb) [mine](mine.ipynb)"
+    [cell] = linked(new_notebook(cells=[new_markdown_cell(text)]), kind).cells
+    assert cell.source == text
 
 
 def test_the_stages_of_a_report_are_those_of_the_pipeline():
