@@ -33,6 +33,7 @@ from lib.experiments.run import (
     STATE,
     Run,
     at_work,
+    check_in_home,
     create_run,
     end_orphan,
     find_run,
@@ -76,22 +77,25 @@ def run_pipeline(config: Config, name: str = "", say: Say = print, time_limit: f
 def resume_run(name: str, say: Say = print, time_limit: float = math.inf) -> Run:
     """Go on with a run that was interrupted, failed, killed or timed out; one that is done is left as it is.
 
-    Raises RequestError where it is still at work, is no run of the pipeline, or its configuration was edited.
+    Raises RequestError where it is still at work, is no run of the pipeline or one of another home, or its
+    configuration was edited.
     """
     folder = find_run(name)
     if not (folder / CONFIG).is_file():
         raise RequestError(f"{shown_path(folder)}: no {CONFIG}, so it is no run of the pipeline; "
                            "a training is resumed by its own command, given again")  # fmt: skip
+    check_in_home(folder, folder.name)
     run = Run(folder, load_config(folder / CONFIG))
     with _indexed(), at_work(folder):
         if (folder / MANIFEST).is_file() and read_manifest(folder)["status"] == "done":
             say(f"{run.name}: is done already")
             run.path(STATE).unlink(missing_ok=True)  # it was killed between its manifest and this
             return run
+        state = _resumable(run)
         preflight(run.config)
         end_orphan(folder)
         sweep(folder)
-        _reopen(run)
+        _reopen(run, state)
         say(f"{run.name}: resumed")
         _drive(run, say, time_limit)
     return run
@@ -130,13 +134,18 @@ def preflight(config: Config) -> None:
         tunix_version()
 
 
-def _reopen(run: Run) -> None:
-    """The run as one at work: what its manifest says of it goes back to its state, and the manifest away."""
+def _resumable(run: Run) -> dict[str, Any]:
+    """What is recorded of a run that can go on. Raises RequestError where it cannot, before anything is touched."""
     state = read_manifest(run.folder) if run.path(MANIFEST).is_file() else run.state
     if state.get("by_hand"):
         raise RequestError(f"{shown_path(run.folder)}: belongs to notebooks executed by hand; start a run of its own")
     if state["config_sha256"] != sha256_file(run.path(CONFIG)):
         raise RequestError(f"{shown_path(run.path(CONFIG))}: edited since the run began; start a new run with it")
+    return state
+
+
+def _reopen(run: Run, state: dict[str, Any]) -> None:
+    """The run as one at work: what its manifest says of it goes back to its state, and the manifest away."""
     kept = ("run_id", "created_at", "config_sha256", "attempts")
     write_json(run.path(STATE), {name: state[name] for name in kept if name in state})
     run.path(MANIFEST).unlink(missing_ok=True)

@@ -153,6 +153,16 @@ def find_run(run: str) -> Path:
     raise RequestError(f"run {run}: no such run in {shown_path(home())}; python -m lib runs list shows those there are")
 
 
+def check_in_home(folder: Path, *place: str) -> None:
+    """Raises RequestError where the folder is not the one of this place in the home: what it needs is in another."""
+    if home().joinpath(*place).resolve() != folder.resolve():
+        its_own = folder.resolve().joinpath(*[".."] * len(place)).resolve()
+        raise RequestError(
+            f"{shown_path(folder)}: lies outside of the home {shown_path(home())}; "
+            f"it goes on in its own alone: give --home {shown_path(its_own)}"
+        )
+
+
 def _begun(folder: Path, config: Config, **facts: Any) -> Run:
     run = Run(folder, config)
     text = to_yaml(config)

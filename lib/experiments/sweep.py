@@ -28,7 +28,7 @@ from lib.config import load_config, to_yaml
 from lib.errors import RequestError
 from lib.experiments.index import write_index
 from lib.experiments.pipeline import preflight, resume_run, run_pipeline
-from lib.experiments.run import at_work, status_of
+from lib.experiments.run import at_work, check_in_home, status_of
 from lib.experiments.sweep_report import Report, make_report, write_report
 from lib.experiments.trials import SETTINGS, ExecutionConfig, SweepConfig, Trial, load_sweep, make_trials, run_of
 from lib.files import atomic_write, child, home, shown_path, write_json
@@ -88,11 +88,12 @@ def resume_sweep(folder: Path, say: Say = print) -> Report:
 
 
 def read_sweep(folder: Path) -> Planned:
-    """A sweep that was begun. Raises RequestError where it is another one than its folder is named after."""
+    """A sweep that was begun. Raises RequestError where its folder is named after another, or lies in another home."""
     sweep = load_sweep(folder / SWEEP)
     planned = Planned(sweep, make_trials(sweep, folder / BASE, str(folder / SWEEP)))
     if planned.folder.name != folder.resolve().name:
         raise RequestError(f"{shown_path(folder)}: {SWEEP} or {BASE} was edited; start it as a sweep of its own")
+    check_in_home(folder, "sweeps", planned.folder.name)
     return planned
 
 

@@ -26,7 +26,7 @@ from lib.evaluation.evalsets import load_eval_set
 from lib.evaluation.results import read_results
 from lib.experiments import pipeline
 from lib.experiments.pipeline import STAGES, run_pipeline
-from lib.experiments.run import Run, open_run
+from lib.experiments.run import Run, create_run, open_run
 from lib.files import repository_root, sha256_file, write_json
 from lib.model.releasing import write_released
 
@@ -177,6 +177,27 @@ def test_runs_list_and_show_tell_of_it(done, monkeypatch, capsys):
 def test_a_run_that_is_done_is_not_opened_again(done):
     with pytest.raises(RequestError, match="not a run folder at work"):
         open_run("configs/smoke.yaml", str(done.folder))
+
+
+# ---- runs that are refused --------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_in_its_own_home_alone(home, tmp_path, monkeypatch, capsys):
+    run, other = create_run(load_config(CONFIG), "toy"), tmp_path / "other"
+    before = files(home)
+    monkeypatch.setenv("RETRACE_HOME", str(other))
+    assert main(["resume", str(run.folder)]) == 2
+    said = f"error: {run.folder}: lies outside of the home {other}; it goes on in its own alone: give --home {home}\n"
+    assert capsys.readouterr().err == said
+    assert files(home) == before and not other.exists()
+
+
+def test_a_notebook_at_work_by_hand_loses_nothing_to_one_who_would_resume_it(home, capsys):
+    run = open_run(CONFIG)
+    run.path(".metrics.jsonl.x.tmp").write_text("at work")
+    assert main(["resume", run.name]) == 2
+    assert "belongs to notebooks executed by hand" in capsys.readouterr().err
+    assert run.path(".metrics.jsonl.x.tmp").read_text() == "at work"
 
 
 # ---- runs that fail ---------------------------------------------------------------------------------------
