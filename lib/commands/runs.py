@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,23 @@ def _conclude_sweep(made: Any) -> None:
     say(made.headline)
     say(f"Comparison: {shown_path(made.folder / PAGE)}")
     if made.undone:
-        undone = ", ".join(f"{one.trial.name} ({one.status})" for one in made.undone[:5])
-        raise RetraceError(
-            f"{made.folder.name}: {len(made.undone)} of {len(made.outcomes)} trials not done: {undone}"
-            f"{' …' if len(made.undone) > 5 else ''}; to go on: python -m lib resume {made.folder.name}"
-        )
+        raise RetraceError(f"{made.folder.name}: {'; '.join(_undone(made))}")
+
+
+def _undone(made: Any) -> Iterator[str]:
+    """What keeps a sweep from being whole; what is damaged is no better for going on."""
+    damaged = [one for one in made.undone if one.status == "damaged"]
+    waiting = [one for one in made.undone if one.status != "damaged"]
+    if damaged:
+        yield f"{len(damaged)} of {len(made.outcomes)} trials damaged: {_few(damaged, 'error')}"
+    if waiting:
+        yield (f"{len(waiting)} of {len(made.outcomes)} trials not done: {_few(waiting, 'status')}; "
+               f"to go on: python -m lib resume {made.folder.name}")  # fmt: skip
+
+
+def _few(outcomes: list[Any], what: str) -> str:
+    named = ", ".join(f"{one.trial.name} ({getattr(one, what)})" for one in outcomes[:5])
+    return f"{named}{' …' if len(outcomes) > 5 else ''}"
 
 
 # ---- looking at runs ----------------------------------------------------------------------------------------

@@ -363,13 +363,16 @@ def _find(trial: Trial, error: str) -> Found:
     run = run_of(trial)
     if run is None:
         return Found(trial, "", "not begun", error, {}, None)
-    status, manifest = status_of(run), {}
+    status, manifest, answers = status_of(run), {}, None
     try:
         manifest = read_manifest(run)
+        error = error or manifest.get("error", "")  # the command's is of this time
         answers = _answers(run, manifest) if status == "done" else None
-        return Found(trial, run.name, status, manifest.get("error", ""), manifest, answers)
     except RetraceError as failure:  # no manifest, as it was killed, or files that are not what was written
-        return Found(trial, run.name, status, error or str(failure), manifest, None)
+        error = error or str(failure)
+        if status in ("done", "damaged"):
+            status, error = "damaged", f"{error}; python -m lib runs verify {run.name}"
+    return Found(trial, run.name, status, error, manifest, answers)
 
 
 def _answers(run: Path, manifest: dict[str, Any]) -> Results:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,11 @@ from lib.__main__ import main
 from lib.config import load_config, to_yaml
 from lib.data.dataset import dataset_key
 from lib.errors import RequestError
+from lib.experiments import sweep
+from lib.experiments.manifest import write_manifest
+from lib.experiments.run import create_run
+from lib.experiments.sweep import read_sweep
+from lib.experiments.sweep_report import make_report
 from lib.experiments.trials import Trial, find_sweep, load_sweep, make_trials, overrides, run_of
 
 HEAD = "name: toy\nbase: configs/smoke.yaml\n"
@@ -18,8 +24,8 @@ HEAD = "name: toy\nbase: configs/smoke.yaml\n"
 def trials_of(tmp_path: Path):
     def make(text: str) -> list[Trial]:
         (tmp_path / "toy.yaml").write_text(HEAD + text)
-        sweep = load_sweep(tmp_path / "toy.yaml")
-        return make_trials(sweep, sweep.base)
+        asked = load_sweep(tmp_path / "toy.yaml")
+        return make_trials(asked, asked.base)
 
     return make
 
@@ -172,6 +178,61 @@ def test_slurm_without_submitit_says_how_to_install_it(tmp_path, home, capsys, m
         "error: execution.executor: slurm needs submitit; install it: python -m pip install -r requirements-slurm.txt\n"
     )
     assert not home.exists()
+
+
+@pytest.fixture
+def begun(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a sweep that was stopped before its trials."""
+    monkeypatch.setattr(sweep, "_executed", lambda folder, trials, executor: iter(()))
+    (tmp_path / "toy.yaml").write_text(HEAD + "vary: {training.seed: [7, 8]}")
+    assert main(["sweep", str(tmp_path / "toy.yaml")]) == 1
+    [folder] = (home / "sweeps").iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("words", [["resume"], ["sweep"], ["sweep", "--trial", "1"]])
+def test_a_sweep_goes_on_in_its_own_home_alone(words, begun, home, tmp_path, monkeypatch, capsys):
+    page = (begun / "sweep.html").read_bytes()
+    monkeypatch.setenv("RETRACE_HOME", str(tmp_path / "other"))
+    assert main([*words, str(begun)]) == 2
+    assert f"give --home {home}\n" in capsys.readouterr().err
+    assert (begun / "sweep.html").read_bytes() == page and not (tmp_path / "other").exists()
+
+
+def ended(trial: Trial, status: str, **given: Any) -> Path:
+    """A run of the trial that came to this end."""
+    folder = create_run(trial.config, trial.name).folder
+    write_manifest(
+        folder, trial.config, status, identity={"run_id": "0b1e", "created_at": "2025-01-01T00:00:00Z"}, attempts=[{}],
+        inputs={"dataset": {"content_sha256": None}}, metrics={}, wall_s={}, fingerprint={},
+        **{"artifacts": {}} | given,
+    )  # fmt: skip
+    return folder
+
+
+def test_a_trial_whose_answers_are_damaged_is_verified_and_not_gone_on_with(begun, capsys):
+    first, second = read_sweep(begun).trials
+    runs = [ended(trial, "done", artifacts={"eval_after.jsonl": {"sha256": "0"}}) for trial in (first, second)]
+    capsys.readouterr()
+    assert main(["resume", begun.name]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {begun.name}: 2 of 2 trials damaged: {first.name} (eval_after.jsonl: not as ")
+    assert all(f"python -m lib runs verify {run.name})" in error for run in runs) and "to go on" not in error
+    (runs[1] / "run_manifest.json").unlink()
+    assert main(["resume", begun.name]) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 trials damaged" in error and error.count("\n") == 1
+    assert error.endswith(
+        f"1 of 2 trials not done: {second.name} (stale); to go on: python -m lib resume {begun.name}\n"
+    )
+
+
+def test_what_a_trial_failed_of_this_time_is_told_and_not_what_of_the_last_time(begun):
+    planned = read_sweep(begun)
+    for trial in planned.trials:
+        ended(trial, "failed", error="03_train: it broke")
+    report = make_report(begun, *planned, settings={}, errors={1: "eval set x: no such file"})
+    assert [one.error for one in report.outcomes] == ["eval set x: no such file", "03_train: it broke"]
 
 
 def test_what_was_not_begun_has_no_folder_and_no_run(trials_of, home):
