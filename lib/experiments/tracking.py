@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.errors import RequestError
+from lib.errors import RequestError, RetraceError
 from lib.experiments.compare_runs import leaves
 from lib.experiments.run import MANIFEST, read_manifest
 from lib.files import home, shown_path
@@ -55,13 +55,12 @@ def track_ended(folder: Path, targets: Iterable[str], say: Say) -> None:
         return
     try:
         track(folder, ["mlflow"], say)
-    except Exception as error:  # whatever a server, a network and the library between them raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        say(f"MLflow was not told ({reason}); again: python -m lib runs track {folder.name} --to mlflow")
+    except Exception as error:  # whatever the record holds: the run is over, and stays what it is
+        say(f"{error}; again: python -m lib runs track {folder.name} --to mlflow")
 
 
 def track(folder: Path, targets: Iterable[str], say: Say) -> dict[str, str]:
-    """Tell these trackers of a run that has a manifest. Returns where each was told. Raises RequestError."""
+    """Tell these trackers of a run that has a manifest. Returns where each was told. Raises RetraceError."""
     check_tracking(targets)
     manifest, lines = read_manifest(folder), _logged(folder)
     told = {}
@@ -73,7 +72,11 @@ def track(folder: Path, targets: Iterable[str], say: Say) -> dict[str, str]:
         told["tensorboard"] = shown_path(write_events(folder, lines))
         say(f"TensorBoard: {told['tensorboard']}; make tensorboard shows it")
     if "mlflow" in targets:
-        told["mlflow"] = _tell_mlflow(folder, manifest, lines)
+        try:
+            told["mlflow"] = _tell_mlflow(folder, manifest, lines)
+        except Exception as error:  # whatever a server, a network and the library between them raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise RetraceError(f"MLflow was not told ({reason})") from None
         say(f"MLflow: {told['mlflow']}")
     return told
 

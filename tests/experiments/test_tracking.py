@@ -96,7 +96,7 @@ def test_event_files_are_no_artefact_of_a_run(tmp_path):
     assert artifact_names(ended(tmp_path)) == {"metrics.jsonl"}
 
 
-def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, monkeypatch):
+def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, monkeypatch, capsys):
     def fail(*given: object) -> None:
         raise ConnectionError("no route to host\nand more")
 
@@ -106,6 +106,8 @@ def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, 
     track_ended(ended(tmp_path / "toy"), ["mlflow"], said.append)
     again = "python -m lib runs track toy --to mlflow"
     assert said == [f"MLflow was not told (no route to host); again: {again}"]
+    assert main(["runs", "track", str(tmp_path / "toy"), "--to", "mlflow"]) == 1
+    assert capsys.readouterr().err == "error: MLflow was not told (no route to host)\n"
 
 
 # ---- against the real ones ----------------------------------------------------------------------------------
