@@ -54,12 +54,12 @@ def add(verbs: Any) -> None:
     flag(made, "key", metavar="KEY", complete=dataset_keys)
     flag(made, "--format", required=True, metavar="F", help="trace, tunix_sft, training_example or messages",
          complete=lambda **context: ["trace", "tunix_sft", "training_example", "messages"])  # fmt: skip
-    flag(made, "--recipe", default="trace_sft_v1",
+    flag(made, "--recipe",
          help="trace_sft_v1 (default), answer_sft_v1 (the answer alone) or shuffled_answers (of another question)",
          complete=lambda **context: ["trace_sft_v1", "answer_sft_v1", "shuffled_answers"])  # fmt: skip
     flag(made, "--config", metavar="C.yaml", help="take the recipe and the system instruction from this configuration",
          complete=config_files)  # fmt: skip
-    flag(made, "--system-instruction", default="", metavar="TEXT", help="put before every prompt")
+    flag(made, "--system-instruction", metavar="TEXT", help="put before every prompt")
     flag(made, "--output", type=Path, metavar="F.jsonl", help="default: standard output")
     made = verb(dataset, "validate", dataset_validate, "What training would see: shape, lengths, trained tokens.",
                 "dataset validate duel-v1 --max-length 512")  # fmt: skip
@@ -150,16 +150,28 @@ def _text(path: Path) -> str:
 
 
 def dataset_export(arguments: argparse.Namespace) -> None:
-    from lib.config import load_config
     from lib.data.dataset import load_dataset
     from lib.data.export import export_lines
     from lib.experiments.stages import datasets
 
+    rendering = _rendering(arguments)
     traces = load_dataset(datasets(), arguments.key).traces
-    config = load_config(arguments.config) if arguments.config else arguments
-    write_lines(arguments.output, export_lines(traces, arguments.format, config.recipe, config.system_instruction))
+    write_lines(arguments.output, export_lines(traces, arguments.format, **rendering))
     if arguments.output:
         say(f"{len(traces)} examples in {shown_path(arguments.output)}")
+
+
+def _rendering(arguments: argparse.Namespace) -> dict[str, str]:
+    """The recipe and the system instruction, as far as they are given: by flags, or whole by a configuration."""
+    from lib.config import load_config
+
+    given = [name for name in ("recipe", "system-instruction") if _is_given(arguments, name)]
+    if not arguments.config:
+        return {_field(name): _given(arguments, name) for name in given}
+    if given:
+        raise RequestError(f"--config holds the recipe and the system instruction; leave out --{given[0]}")
+    config = load_config(arguments.config)
+    return {"recipe": config.recipe, "system_instruction": config.system_instruction}
 
 
 def dataset_validate(arguments: argparse.Namespace) -> None:
