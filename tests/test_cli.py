@@ -424,6 +424,15 @@ def test_no_persist_prints_the_traces_and_leaves_the_store_alone(call, home, tmp
     assert ended.status == written.status == 0 and not home.exists()
 
 
+def test_what_is_left_out_is_no_line_among_the_traces_that_are_printed(gym, call, tmp_path):
+    play = ["traces", "generate", "--game", "gsm_symbolic", "--engine", "reasoning-gym", "--count", 3, "--seed", 40]
+    ended = call(*play, "--no-persist")
+    assert ended.status == 0 and ended.err == "left out: 1 of 4 worked answers: a false equation\n"
+    assert len([parse_trace(line.encode()) for line in ended.out.splitlines()]) == 3
+    written = call(*play, "--no-persist", "--output", tmp_path / "t.jsonl")
+    assert written.out == ended.err and written.err == ""
+
+
 def test_output_beside_the_store_holds_the_same_traces(call, tmp_path):
     ended = call(*GENERATE, "--count", 3, "--output", tmp_path / "t.jsonl")
     assert ended.status == 0 and "3 traces added" in ended.out
@@ -498,6 +507,14 @@ WRONG = {
     "request and seed 0": ([*REQUEST, "{folder}/request.yaml", "--seed", "0"], "leave out --seed"),
     "missing request": ([*REQUEST, "absent.yaml"], "absent.yaml: No such file"),
     "misspelt key of a request": ([*REQUEST, "{folder}/misspelt.yaml"], "did you mean dataset_name?"),
+    "configuration and recipe": (
+        ["dataset", "export", "x-v1", "--format", "messages", "--config", "c.yaml", "--recipe", "answer_sft_v1"],
+        "leave out --recipe",
+    ),
+    "configuration and system instruction": (
+        ["dataset", "export", "x-v1", "--format", "messages", "--config", "c.yaml", "--system-instruction", ""],
+        "leave out --system-instruction",
+    ),
     "unknown dataset": (["dataset", "export", "absent-v1", "--format", "trace"], "dataset absent-v1: not built"),
     "dataset outside": (["dataset", "export", "../../etc", "--format", "trace"], "cannot become a file name"),
     "missing training file": (["dataset", "validate", "absent.jsonl"], "absent.jsonl: No such file"),
@@ -608,6 +625,16 @@ def test_work_goes_on_where_its_reader_has_left():
     command = f"(sleep 1; echo) | '{sys.executable}' -uc \"{program}\" | true; exit ${{PIPESTATUS[1]}}"
     done = subprocess.run(["bash", "-c", command], cwd=repository_root(), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_of_the_remarks_who_leaves_takes_no_figures_along(tmp_path):
+    program = (
+        "from lib.commands.manners import heed, say, say_on, tell_json; import argparse, sys; sys.stdin.read(); "
+        "heed(argparse.Namespace(json=True)); say_on('a'); say_on('b'); say('c'); tell_json({'n': 1})"
+    )
+    command = f"(sleep 1; echo) | '{sys.executable}' -uc \"{program}\" 2>&1 >{tmp_path}/figures | true; "
+    done = subprocess.run(["bash", "-c", command + "exit ${PIPESTATUS[1]}"], cwd=repository_root())
+    assert (done.returncode, (tmp_path / "figures").read_text()) == (0, '{"n": 1}\n')
 
 
 # ---- manners ----------------------------------------------------------------------------------------------

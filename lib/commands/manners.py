@@ -10,6 +10,7 @@ Colours follow https://no-color.org: never where NO_COLOR is set, always where F
 import argparse
 import json
 import os
+import select
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,10 +72,20 @@ def tell(*parts: object, file: IO[str] | None = None, end: str = "\n") -> None:
     print("".join(_shown(part, has_colour(file)) for part in parts), file=file, end=end)
 
 
-def say(text: str) -> None:
-    """Tell a person; standard output stays free for what a script reads."""
-    if not _asked.quiet:
-        tell(text, file=sys.stderr if _asked.json else sys.stdout)
+def say(text: str, aside: bool = False) -> None:
+    """Tell a person; beside --json, and `aside`, standard output stays free for what a script reads.
+
+    Whoever reads standard error and leaves ends nothing.
+    """
+    if _asked.quiet:
+        return
+    if not (_asked.json or aside):
+        tell(text)
+        return
+    try:
+        tell(text, file=sys.stderr)
+    except BrokenPipeError:
+        stop_talking()
 
 
 def say_on(text: str) -> None:
@@ -86,8 +97,17 @@ def say_on(text: str) -> None:
 
 
 def stop_talking() -> None:
-    """Send to nowhere what is still said on standard output, as its reader has what he wanted."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Send to nowhere what is still said on a stream whose reader has left, as he has what he wanted."""
+    for stream in (sys.stdout, sys.stderr):
+        if _is_left(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_left(stream: IO[str]) -> bool:
+    """Whether it is a pipe that nobody reads any more."""
+    asked = select.poll()
+    asked.register(stream, 0)  # errors alone, which are told of unasked
+    return bool(asked.poll(0))
 
 
 def answer(figures: object, *lines: str) -> None:

@@ -65,7 +65,8 @@ def traces_generate(arguments: argparse.Namespace) -> None:
     asked = TracesConfig(arguments.game, arguments.count, arguments.seed, arguments.engine, arguments.ungar_python)
     played = play(asked)
     traces = list(played.traces)
-    say_left_out(played.left_out, len(traces) + sum(played.left_out.values()), "worked answers")
+    printed = arguments.no_persist and not arguments.output
+    say_left_out(played.left_out, len(traces) + sum(played.left_out.values()), "worked answers", aside=printed)
     if arguments.output or arguments.no_persist:
         write_lines(arguments.output, (to_json(trace) + b"\n" for trace in traces))
     if arguments.no_persist:
@@ -93,9 +94,9 @@ def traces_engines(arguments: argparse.Namespace) -> None:
     )
 
 
-def say_left_out(left_out: dict[str, int], drawn: int, what: str) -> None:
+def say_left_out(left_out: dict[str, int], drawn: int, what: str, aside: bool = False) -> None:
     for reason, count in left_out.items():
-        say(f"left out: {count} of {drawn} {what}: {reason}")
+        say(f"left out: {count} of {drawn} {what}: {reason}", aside)
 
 
 def traces_import(arguments: argparse.Namespace) -> None:
