@@ -64,7 +64,7 @@ def dataset_card(manifest: dict[str, Any], exports: list[Export]) -> str:
         *_left_out(manifest["dropped"], count),
         "## Split",
         _shares("side", manifest["split"], count),
-        "A question is on one side alone, by the SHA-256 of its words. The files hold both sides; training keeps the "
+        "Traces with the same prompt are on one side, by its SHA-256. The files hold both sides; training keeps the "
         "held-out one for the held-out loss.",
         "## Statistics",
         _facts(manifest["stats"]),

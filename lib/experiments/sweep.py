@@ -92,7 +92,10 @@ def read_sweep(folder: Path) -> Planned:
     sweep = load_sweep(folder / SWEEP)
     planned = Planned(sweep, make_trials(sweep, folder / BASE, str(folder / SWEEP)))
     if planned.folder.name != folder.resolve().name:
-        raise RequestError(f"{shown_path(folder)}: {SWEEP} or {BASE} was edited; start it as a sweep of its own")
+        raise RequestError(
+            f"{shown_path(folder)}: {SWEEP} or {BASE} was edited, or a configuration has other keys since; start it as "
+            "a sweep of its own"
+        )
     check_in_home(folder, "sweeps", planned.folder.name)
     return planned
 

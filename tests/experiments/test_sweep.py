@@ -184,6 +184,6 @@ def test_an_edited_sweep_and_one_at_work_are_not_gone_on_with(toy, in_its_home, 
     try:
         (toy.folder / "sweep.yaml").write_text(text.replace("- 8", "- 9"))
         assert main(["resume", toy.folder.name]) == 2
-        assert "was edited; start it as a sweep of its own" in capsys.readouterr().err
+        assert "was edited, or a configuration has other keys since; start it as" in capsys.readouterr().err
     finally:
         (toy.folder / "sweep.yaml").write_text(text)
