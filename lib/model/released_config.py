@@ -86,6 +86,8 @@ def read_config(folder: Path) -> GemmaConfig:
 
 def _text_config(where: str, found: dict[str, Any], generation: int) -> GemmaConfig:
     fixed = FIXED | FIXED_IN[generation]
+    if generation == 2:  # google/gemma-2-9b says its window twice, of which transformers reads the first
+        fixed |= {"sliding_window_size": (found.get("sliding_window"), None)}
     names = SIZES if generation == 1 else SIZES | LATER_SIZES
     _refuse_unknown(where, found, {*fixed, *names.values(), "layer_types"} | ROPE | BESIDE)
     _check_fixed(where, found, fixed)
