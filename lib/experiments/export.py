@@ -18,6 +18,8 @@ from lib.experiments.model_card import CardFacts, model_card
 from lib.experiments.run import MANIFEST, find_run, read_manifest
 from lib.files import atomic_folder, atomic_write, sha256_file, shown_path
 from lib.model.lora import split
+from lib.model.released import find_released, is_from_scratch
+from lib.model.released_config import is_nested
 from lib.model.releasing import weights_dtype, write_adapters, write_released
 from lib.model.weights import Model, load_model, read_about, without_lora
 
@@ -70,7 +72,8 @@ def _write_adapters(folder: Path, model: Model, source: Source, dtype: str) -> N
         raise RequestError(f"--adapters: {shown_path(source.checkpoint)} has none, all its weights were trained")
     if dtype:
         raise RequestError("--dtype: adapters are written as they were trained; leave it out beside --adapters")
-    write_adapters(folder, model)
+    nested = not is_from_scratch(model.name) and is_nested(find_released(model.name))
+    write_adapters(folder, model, nested)
 
 
 def find_source(run: str) -> Source:

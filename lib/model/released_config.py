@@ -73,7 +73,7 @@ def read_config(folder: Path) -> GemmaConfig:
     """The shape that config.json states. Raises RequestError, naming the field, where gemma.py computes otherwise."""
     where = f"{folder}/config.json"
     found = json_object(folder / "config.json")
-    if found.get("model_type") == "gemma3":
+    if is_nested(folder):
         _refuse_unknown(where, found, {"text_config", "tie_word_embeddings"} | BESIDE | BESIDE_VISION)
         _check_fixed(where, found, {"tie_word_embeddings": FIXED["tie_word_embeddings"]})
         where, found = f"{where}: text_config", _object(where, found, "text_config")
@@ -82,6 +82,11 @@ def read_config(folder: Path) -> GemmaConfig:
         known = ", ".join(repr(name) for name in [*MODEL_TYPES, "gemma3"])
         raise RequestError(f"{where}: model_type {found.get('model_type')!r} is not read, only {known}")
     return _text_config(where, found, generation)
+
+
+def is_nested(folder: Path) -> bool:
+    """Whether the text model is a part of a model that reads pictures, too."""
+    return json_object(folder / "config.json").get("model_type") == "gemma3"
 
 
 def _text_config(where: str, found: dict[str, Any], generation: int) -> GemmaConfig:

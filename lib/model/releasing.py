@@ -25,6 +25,7 @@ from lib.model.released_weights import LINEAR, place, write_weights
 from lib.model.weights import Model
 
 DTYPES = ("float32", "bfloat16")
+NESTED = "model.language_model."  # where transformers has the text model of a base that reads pictures, too
 
 
 def write_released(folder: Path, model: Model, system_instruction: str = "", dtype: str = "") -> None:
@@ -40,16 +41,24 @@ def write_released(folder: Path, model: Model, system_instruction: str = "", dty
     write_weights(folder, model.config, model.params, dtype)
 
 
-def write_adapters(folder: Path, model: Model) -> None:
-    """Fill the folder as peft's `PeftModel.from_pretrained(base, folder)` reads it: adapters and no other weight."""
+def write_adapters(folder: Path, model: Model, nested: bool = False) -> None:
+    """Fill the folder as peft's `PeftModel.from_pretrained(base, folder)` reads it: adapters and no other weight.
+
+    `nested` where the base is the text part of a model that reads pictures, too.
+    """
     found = jax.tree_util.tree_leaves_with_path(split(model.params).adapters)
-    tensors = dict(_peft_tensor(tuple(entry.key for entry in path), leaf, model) for path, leaf in found)
+    prefix = NESTED if nested else "model."
+    tensors = dict(_peft_tensor(tuple(entry.key for entry in path), leaf, model, prefix) for path, leaf in found)
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
-    write_json(folder / "adapter_config.json", adapter_fields(model))
+    write_json(folder / "adapter_config.json", adapter_fields(model, nested))
 
 
-def adapter_fields(model: Model) -> dict[str, Any]:
-    """adapter_config.json; the scale alpha / rank means the same there."""
+def adapter_fields(model: Model, nested: bool) -> dict[str, Any]:
+    """adapter_config.json; the scale alpha / rank means the same there.
+
+    target_modules are names, or a pattern where the same names stand in the part for pictures, which has no adapters.
+    """
+    names = sorted(LINEAR[f"{BLOCKS[name]}.{name}"].split(".")[1] for name in model.lora.projections)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -58,18 +67,18 @@ def adapter_fields(model: Model) -> dict[str, Any]:
         "lora_alpha": model.lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(LINEAR[f"{BLOCKS[name]}.{name}"].split(".")[1] for name in model.lora.projections),
+        "target_modules": rf".*language_model\..*\.({'|'.join(names)})" if nested else names,
         "inference_mode": True,
     }
 
 
-def _peft_tensor(path: tuple[str | int, ...], leaf: jax.Array, model: Model) -> tuple[str, np.ndarray]:
+def _peft_tensor(path: tuple[str | int, ...], leaf: jax.Array, model: Model, prefix: str) -> tuple[str, np.ndarray]:
     """Name and tensor: A is stored [R, in] and B [out, R], beside the place of their projection.
 
     (…, 3, "attention", "adapters", "query", "a")  →  base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight
     """
     *block, _, name, kind = path
-    own = place((*block, name), model.params["layers"][path[1]][path[2]][name].shape, model.config).name
+    own = place((*block, name), model.params["layers"][path[1]][path[2]][name].shape, model.config, prefix).name
     rank = model.lora.rank
     matrix = np.asarray(leaf).reshape((rank, -1) if kind == "a" else (-1, rank))
     return f"base_model.model.{own.removesuffix('.weight')}.lora_{kind.upper()}.weight", matrix

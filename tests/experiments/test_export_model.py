@@ -7,10 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 from hostile import PAYLOADS
 from markdown_it import MarkdownIt
+from safetensors.numpy import load_file
 
 from lib.__main__ import main
 from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TracesConfig, build, parse_yaml
@@ -22,10 +24,11 @@ from lib.experiments.manifest import hash_files, write_manifest
 from lib.experiments.model_card import hub_name
 from lib.files import sealed, sha256_file, write_json
 from lib.model import releasing
+from lib.model.gemma import GENERATIONS
 from lib.model.lora import join, split
 from lib.model.released_weights import read_weights
 from lib.model.storage import tree_digest
-from lib.model.weights import Model, base_model, load_model, save_model, with_lora, without_lora
+from lib.model.weights import Model, abstract, base_model, load_model, save_model, with_lora, without_lora
 
 CONFIG = Config(
     "duel", DatasetConfig("duel", "v1"), traces=TracesConfig("high_card_duel", 10), model=ModelConfig("toy")
@@ -332,6 +335,22 @@ def test_adapters_alone_are_what_peft_reads(adapted: Path, tmp_path: Path, capsy
     assert "library_name: peft" in (tmp_path / "out" / "README.md").read_text()
     assert main(["export", str(adapted), "--to", str(tmp_path / "b"), "--adapters", "--dtype", "bfloat16"]) == 2
     assert "error: --dtype: adapters are written as they were trained" in capsys.readouterr().err
+
+
+def test_adapters_of_a_base_that_reads_pictures_are_named_as_in_it(small_model: Model, tmp_path: Path):
+    config = replace(small_model.config, sliding_window=8, **GENERATIONS[3])
+    graph, shapes = abstract(config)
+    params, folder = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes), tmp_path / "nested"
+    base = Model(str(folder), config, graph, params, small_model.tokenizer)
+    folder.mkdir()
+    releasing.write_released(folder, base)
+    text = json.loads((folder / "config.json").read_bytes())
+    write_json(folder / "config.json", {"model_type": "gemma3", "text_config": text})
+    adapts = {"seed": 0, "dtype": "float32", "weights_sha256": base.weights_sha256}
+    save_model(tmp_path / "checkpoint", with_lora(base, LoraConfig(rank=2), seed=1), adapts=adapts)
+    export_model(str(tmp_path / "checkpoint"), tmp_path / "out", adapters=True)
+    names = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(name.startswith("base_model.model.model.language_model.layers.") for name in names)
 
 
 def test_a_model_without_adapters_has_none_to_export(small_model: Model, tmp_path: Path, capsys):

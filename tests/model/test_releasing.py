@@ -5,6 +5,7 @@ RETRACE_PARITY_PYTHON names.
 """
 
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from lib.data.tokenizer import Tokenizer
 from lib.model import released_weights
 from lib.model.gemma import GENERATIONS, Gemma, GemmaConfig, causal_mask, positions
 from lib.model.lora import join, split
+from lib.model.released_config import read_config
+from lib.model.released_weights import read_weights
 from lib.model.releasing import write_adapters, write_released
 from lib.model.sampler import Completion, generate
 from lib.model.storage import tree_digest
-from lib.model.weights import Model, base_model, with_lora
+from lib.model.weights import Model, abstract, base_model, with_lora
 
 LATER = {"sliding_window": 8, "query_pre_attn_scalar": 12}
 SHAPES = {
@@ -220,7 +223,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 base, adapters, tokens, found = sys.argv[1:]
 tokens = torch.tensor(np.load(tokens)[None])
-model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
+model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", attn_implementation="eager").eval()
 with torch.no_grad():
     before = model(tokens).logits[0].numpy()
     model = PeftModel.from_pretrained(model, adapters).eval()
@@ -230,6 +233,19 @@ with torch.no_grad():
 
 @pytest.fixture
 def adapted(toy: Model) -> Model:
+    return with_moved_adapters(toy)
+
+
+@pytest.fixture
+def nested(two_layer_model: Model) -> Model:
+    """The text part of a model that reads pictures, too."""
+    folder = Path(__file__).parent / "goldens" / "gemma3_nested"
+    config = read_config(folder)
+    graph, shapes = abstract(config)
+    return Model(str(folder), config, graph, read_weights(folder, config, shapes), two_layer_model.tokenizer)
+
+
+def with_moved_adapters(toy: Model) -> Model:
     """The toy with adapters as after some training."""
     lora, source = LoraConfig(rank=3, alpha=6.0, projections=list(PROJECTIONS)), np.random.default_rng(2)
     model = with_lora(toy, lora, seed=7)
@@ -254,13 +270,36 @@ def test_adapters_are_written_by_the_names_and_in_the_layout_of_peft(adapted: Mo
     assert fields["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 
+def test_adapters_of_a_nested_base_are_for_its_text_part_alone(nested: Model, tmp_path: Path):
+    write_adapters(tmp_path, with_moved_adapters(nested), nested=True)
+    found = load_file(tmp_path / "adapter_model.safetensors")
+    pattern = json.loads((tmp_path / "adapter_config.json").read_bytes())["target_modules"]
+    modules = {name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for name in found}
+    assert "model.language_model.layers.1.self_attn.q_proj" in modules and len(modules) == 7 * nested.config.num_layers
+    assert all(re.fullmatch(pattern, module) for module in modules)
+    assert not re.fullmatch(pattern, "model.vision_tower.encoder.layers.0.self_attn.q_proj")
+    assert not re.fullmatch(pattern, "model.language_model.layers.1.self_attn.q_norm")
+
+
 @pytest.mark.parity
 def test_peft_computes_with_the_adapters_what_we_do(toy: Model, adapted: Model, parity_python: str, tmp_path: Path):
-    tokens = prompts(toy, "")[0]
     (tmp_path / "adapters").mkdir()
     write_adapters(tmp_path / "adapters", adapted)
+    check_in_peft(adapted, written(tmp_path / "base", toy), prompts(toy, "")[0], parity_python, tmp_path)
+
+
+@pytest.mark.parity
+def test_peft_finds_the_text_part_of_a_nested_base(nested: Model, parity_python: str, tmp_path: Path):
+    adapted = with_moved_adapters(nested)
+    (tmp_path / "adapters").mkdir()
+    write_adapters(tmp_path / "adapters", adapted, nested=True)
+    check_in_peft(adapted, Path(nested.name), list(range(3, 60)), parity_python, tmp_path)
+
+
+def check_in_peft(adapted: Model, base: Path, tokens: list[int], parity_python: str, tmp_path: Path) -> None:
+    """With the adapters in the folder `adapters` peft computes what we do, and something else than the base."""
     np.save(tmp_path / "tokens.npy", tokens)
-    words = [written(tmp_path / "base", toy), tmp_path / "adapters", tmp_path / "tokens.npy", tmp_path / "found.npz"]
+    words = [base, tmp_path / "adapters", tmp_path / "tokens.npy", tmp_path / "found.npz"]
     done = subprocess.run([parity_python, "-c", IN_PEFT, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "found.npz") as found:
