@@ -227,7 +227,7 @@ class SamplingConfig(Shown):
     temperature: float = bounded(0.0, low=0.0, high=10.0)
     # Draw from the so many likeliest tokens; 0: from all.
     top_k: int = bounded(0, low=0)
-    # Draw from the fewest tokens that hold this share of the probability.
+    # Draw from the fewest tokens that hold this share of the probability; equally likely ones stay or go together.
     top_p: float = bounded(1.0, low=0.001, high=1.0)
     # Completions of each item; more than one needs a temperature.
     samples: int = bounded(1, low=1, high=1000)

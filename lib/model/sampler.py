@@ -421,10 +421,11 @@ def _draw(logits: jax.Array, key: jax.Array, place: jax.Array, sampling: Samplin
 def _left(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
     """The logits [B, V] with -inf for what is never drawn.
 
-    Left are the `top_k` highest, and of these the fewest that hold at least `top_p` of their probability:
+    Left are the `top_k` highest, and of these the fewest that hold at least `top_p` of their probability; equal ones
+    stay together:
 
-        top_k=3, top_p=0.8:   probabilities .50 .20 .20 .10  →  .56 .22 .22 (0)  →  .56 .22 .22 (0)
-        top_k=3, top_p=0.7:                                                      →  .71 .29 (0) (0)
+        top_k=3, top_p=0.8:   probabilities .50 .25 .15 .10  →  .56 .28 .17 (0)  →  .67 .33 (0) (0)
+        top_k=2, top_p=0.7:                 .50 .20 .20 .10  →  .56 .22 .22 (0)  →  .56 .22 .22 (0)
     """
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
         lowest = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]

@@ -174,6 +174,14 @@ def test_top_k_and_top_p_leave_what_they_say():
     assert left(top_p=0.95) == [[0, 1, 2, 3], [2]]
 
 
+def test_top_p_is_of_what_top_k_left():
+    shares = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1], [0.5, 0.2, 0.2, 0.1]]))
+    few = SamplingConfig(temperature=1.0, top_k=3, top_p=0.8)
+    found = jax.nn.softmax(_left(shares, few)), jax.nn.softmax(_left(shares, replace(few, top_k=2, top_p=0.7)))
+    np.testing.assert_allclose(found[0][0], [0.67, 0.33, 0, 0], atol=0.005)
+    np.testing.assert_allclose(found[1][1], [0.56, 0.22, 0.22, 0], atol=0.005)
+
+
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     count, temperature = 20_000, 0.7
