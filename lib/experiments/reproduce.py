@@ -10,6 +10,7 @@ home of its own; with `prove` it runs in a fresh virtual environment of the reco
 JSON and as a page, is written to `certificates/` of the home.
 """
 
+import json
 import os
 import re
 import shutil
@@ -35,8 +36,9 @@ from lib.experiments.report import write_certificate
 from lib.experiments.run import MANIFEST, find_run, read_manifest
 from lib.experiments.stages import command, datasets, store
 from lib.experiments.verify import verify_run
-from lib.files import child, home, places_of, repository_root, sha256_file, shown_path, write_json
+from lib.files import child, find_interpreter, home, places_of, repository_root, sha256_file, shown_path, write_json
 from lib.model.released import is_from_scratch
+from lib.tasks.reasoning_gym import VARIABLE
 from lib.trace import Trace, utc_now
 
 VERSION = "1.0"
@@ -144,7 +146,7 @@ def _restore_code(original: _Source, target: Path) -> None:
 def _restore_traces(record: dict[str, Any], target: Path) -> None:
     """What the run did not generate itself, or not at one time, from this home's store as it was then."""
     key, sources = record["dataset"]["dataset_key"], record["dataset"]["provenance"]["sources"]
-    game = (parse_yaml(record["config"], "config.yaml").get("traces") or {}).get("game", "")
+    game = _named(parse_yaml(record["config"], "config.yaml"), "traces", "game")
     played = bool(game) and sources.keys() == {"builtin"}
     try:
         dataset = load_dataset(datasets(), key)
@@ -209,6 +211,12 @@ def _named(config: Any, section: str, field: str) -> str:
     return name if isinstance(name, str) else ""
 
 
+def _found_from_here(interpreter: str) -> str:
+    """The path of an interpreter for whoever works elsewhere; links stay, as Python finds its packages by the path."""
+    found = find_interpreter(interpreter)
+    return os.path.abspath(found) if Path(found).is_file() else found
+
+
 def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[[str], None]) -> Path:
     """The run again, by its own code in a process of its own. Returns its folder."""
     config = scratch / "config.yaml"
@@ -218,7 +226,11 @@ def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[
     command = [str(python), "-m", "lib", "--home", str(scratch / "home"), "run", str(config), "--name", "again"]
     if recorded.get("tracking"):  # nobody else is told of the repetition
         command += ["--set", "tracking=[]"]
+    if ungar := _named(recorded, "traces", "ungar_python"):
+        command += ["--set", f"traces.ungar_python={json.dumps(_found_from_here(ungar), ensure_ascii=False)}"]
     environment = {**os.environ, "PYTHONPATH": str(scratch / "code")}  # before an installed lib, in its kernels too
+    if gym := os.environ.get(VARIABLE):
+        environment[VARIABLE] = _found_from_here(gym)
     process = subprocess.Popen(
         command, cwd=scratch / "code", env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

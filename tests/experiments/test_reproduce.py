@@ -23,6 +23,7 @@ from lib.experiments.evidence import compare_results, first_step_apart, read_rec
 from lib.experiments.manifest import code_of
 from lib.experiments.run import Run
 from lib.files import repository_root, sealed, write_json
+from lib.tasks.reasoning_gym import VARIABLE
 
 
 @pytest.fixture
@@ -213,6 +214,35 @@ def test_what_a_run_named_by_a_path_is_found_by_the_code_that_is_executed_again(
         again._bring_along(config, code)
     assert sorted(path.name for path in code.iterdir()) == ["mine.jsonl", "mine.manifest.json", "weights"]
     assert [path.name for path in code.parent.iterdir()] == ["code"]
+
+
+def test_an_interpreter_is_looked_for_from_where_the_command_is_given(tmp_path, monkeypatch):
+    seen = {}
+
+    def started(command, env, **options):
+        seen.update(command=command, environment=env)
+        raise RequestError("seen")
+
+    place = tmp_path / "here" / ".venv" / "bin" / "python"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(sys.executable)
+    (tmp_path / "code").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv(VARIABLE, ".venv/bin/python")
+    monkeypatch.setattr(again.subprocess, "Popen", started)
+    for named, found in ((".venv/bin/python", str(place)), ("python-of-the-path", "python-of-the-path")):
+        with pytest.raises(RequestError, match="seen"):
+            again._execute({"config": f"traces: {{ungar_python: {named}}}"}, tmp_path, Path(sys.executable), print)
+        assert seen["command"][-2:] == ["--set", f'traces.ungar_python="{found}"']
+        assert seen["environment"][VARIABLE] == str(place)
+
+
+@pytest.mark.parametrize("config", ["traces: a text", "traces: [1]", "traces: {game: [1]}"])
+def test_a_record_whose_traces_are_anything_is_refused_in_one_line(config, home, tmp_path):
+    record = {"config": config, "results": {"dataset_sha256": "0"}}
+    record["dataset"] = {"dataset_key": "toy-v1", "provenance": {"sources": {"builtin": 1}}}
+    with pytest.raises(RequestError, match="^dataset toy-v1: holds traces that the run did not play itself"):
+        again._restore_traces(record, tmp_path / "target")
 
 
 def test_a_commit_that_is_no_commit_is_refused(run):
