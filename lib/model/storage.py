@@ -30,11 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lib.errors import RetraceError
-from lib.files import write_json
+from lib.errors import RequestError, RetraceError
+from lib.files import sealed, write_json
 from lib.model.processes import OUT_OF_MEMORY, any_process, by_first, whole
 
 DIGEST = "digest.json"
+SEAL = "record_sha256"  # of digest.json itself, whose `sha256` is the tree's
 OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is wrong with it, not with its disk
 FORMAT_VERSION = "1.0"
 
@@ -66,8 +67,8 @@ def save_tree(folder: Path, tree: Any, digest: str = "", **facts: Any) -> str:
         with _quiet_threads(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((folder / "arrays").absolute(), tree)
             checkpointer.wait_until_finished()
-        record = {"format_version": FORMAT_VERSION, "sha256": digest, "leaves": _shapes(tree)}
-        by_first(lambda: write_json(folder / DIGEST, record | facts))
+        record = {"format_version": FORMAT_VERSION, "sha256": digest, "leaves": _shapes(tree)} | facts
+        by_first(lambda: write_json(folder / DIGEST, record | {SEAL: sealed(record)["sha256"]}))
     except Exception as error:  # tensorstore has ValueError for a full disk, Orbax whatever its threads met
         _remove_for_good(folder)
         raise RetraceError(f"{folder}: cannot be written ({_reason(error)}); what was saved before it stands") from None
@@ -92,12 +93,12 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
     """The tree that was saved; `like` gives its structure, shapes and dtypes. Raises DamagedError.
 
     A digest that is known from elsewhere must be that of the tree. Where it is not the files that stand in the way, but
-    want of memory or a disk that does not answer, RetraceError says so.
+    want of memory or a disk that does not answer, RetraceError says so; where a whole tree is another, RequestError.
     """
     try:
         recorded = json.loads((folder / DIGEST).read_bytes())
         if (version := recorded["format_version"]) != FORMAT_VERSION:
-            raise ValueError(f"format_version {version!r} is not known, only {FORMAT_VERSION!r}")
+            raise _other(folder, recorded, f"format_version {version!r} is not known, only {FORMAT_VERSION!r}")
         expected, leaves = recorded["sha256"], recorded["leaves"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if _is_of_the_machine(error):
@@ -107,9 +108,9 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
         raise DamagedError(f"{folder}: holds another tree than the one that was recorded")
     for path, shape in _shapes(like).items():
         if leaves.get(path) != shape:
-            raise DamagedError(f"{folder}: leaf {path}: expected {shape}, the checkpoint has {leaves.get(path)}")
+            raise _other(folder, recorded, f"leaf {path}: expected {shape}, the checkpoint has {leaves.get(path)}")
     if extra := sorted(leaves.keys() - _shapes(like).keys()):
-        raise DamagedError(f"{folder}: leaf {extra[0]} is in the checkpoint and not in the model")
+        raise _other(folder, recorded, f"leaf {extra[0]} is in the checkpoint and not in the model")
     abstract = jax.tree.map(_placed, like)
     failure: Exception | None = None
     try:
@@ -128,6 +129,13 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
     for number, leaf in enumerate(leaves):
         leaves[number] = _unbound(leaf)
     return structure.unflatten(leaves)
+
+
+def _other(folder: Path, recorded: dict[str, Any], problem: str) -> RetraceError:
+    """What a record differs in is damage, unless it is as it was written: then the tree is another, and whole."""
+    if recorded.get(SEAL) != sealed({name: value for name, value in recorded.items() if name != SEAL})["sha256"]:
+        return DamagedError(f"{folder}: {problem}")
+    return RequestError(f"{folder}: {problem}; it is left as it is, for the code and packages that wrote it")
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -67,9 +67,22 @@ def test_what_is_restored_needs_no_program_of_its_own(tmp_path):
 )
 def test_f38_a_checkpoint_of_another_shape_is_refused_naming_the_leaf(like: dict, fault: str, tmp_path: Path):
     save_tree(tmp_path / "1", TREE)
-    with pytest.raises(DamagedError) as caught:
+    with pytest.raises(RequestError) as caught:
         restore_tree(tmp_path / "1", like)
-    assert str(caught.value) == f"{tmp_path}/1: {fault}"
+    assert str(caught.value).startswith(f"{tmp_path}/1: {fault}; it is left as it is, ")
+
+
+@pytest.mark.parametrize("field, value", [("format_version", "9.9"), ("leaves", {})])
+def test_a_record_that_was_edited_is_damage_and_one_that_was_written_so_another_tree(field, value, tmp_path: Path):
+    save_tree(tmp_path / "1", TREE)
+    record = json.loads((tmp_path / "1" / "digest.json").read_bytes()) | {field: value}
+    write_json(tmp_path / "1" / "digest.json", record)
+    with pytest.raises(DamagedError):
+        restore_tree(tmp_path / "1", TREE)
+    del record["record_sha256"]
+    write_json(tmp_path / "1" / "digest.json", record | {"record_sha256": sealed(record)["sha256"]})
+    with pytest.raises(RequestError, match=r"is not known, only '1.0'|leaf .* the checkpoint has None"):
+        restore_tree(tmp_path / "1", TREE)
 
 
 def test_f36_a_flipped_bit_is_never_believed(tmp_path: Path):
@@ -145,7 +158,7 @@ def test_f38_weights_of_another_shape_are_refused_naming_the_leaf(copy: Path):
     about["config"]["hidden_dim"] = 25
     write_json(copy / "model.json", sealed(about))
     with pytest.raises(
-        DamagedError, match=r"leaf \['layers'\]\[0\]\['feed_forward'\]\['down'\]: expected float32\[16,25\]"
+        RequestError, match=r"leaf \['layers'\]\[0\]\['feed_forward'\]\['down'\]: expected float32\[16,25\]"
     ):
         load_model(copy)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import optax
 import pytest
 
 from lib.config import Config, DatasetConfig, LoraConfig, ModelConfig, TrainingConfig, to_dict
@@ -211,6 +212,26 @@ def test_f29_a_checkpoint_that_the_machine_cannot_read_now_is_left_as_it_is(
         ) as told:
             resumed(small_model, examples, copy)
     assert not isinstance(told.value, DamagedError) and saved_steps(copy / "checkpoints") == [20, 30]
+    result, warnings = resumed(small_model, examples, copy)
+    assert (result.resumed_from, warnings, result.weights_sha256) == (30, [], whole.result.weights_sha256)
+
+
+def test_a_whole_checkpoint_of_another_structure_is_refused_and_left_alone(
+    copy: Path, whole: Run, small_model: Model, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+):
+    make = loop.make_optimizer
+
+    def with_a_count_more(config: TrainingConfig):
+        optimizer, schedule = make(config)
+        return optax.chain(optimizer, optax.scale_by_schedule(lambda step: 1.0)), schedule
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_optimizer", with_a_count_more)
+        with pytest.raises(
+            RequestError, match=r"checkpoints/30: leaf .*opt_state.*, the checkpoint has None; it is left"
+        ):
+            resumed(small_model, examples, copy)
+    assert saved_steps(copy / "checkpoints") == [20, 30]
     result, warnings = resumed(small_model, examples, copy)
     assert (result.resumed_from, warnings, result.weights_sha256) == (30, [], whole.result.weights_sha256)
 
