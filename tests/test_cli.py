@@ -20,6 +20,7 @@ from lib.commands.manners import red, tell
 from lib.commands.parser import Parser, config_files, config_keys, dataset_keys, eval_sets, run_names
 from lib.data.export import FORMATS
 from lib.data.importing import Accepted, read_traces
+from lib.errors import RequestError
 from lib.experiments.run import find_run
 from lib.files import repository_root, sealed, sha256_file, write_json
 from lib.tasks import high_card_duel
@@ -381,6 +382,24 @@ def test_a_dry_run_refuses_what_training_would_refuse(changes, said, in_job, cal
         ended = call(*words, *more)
         assert ended.status == 2 and said in ended.err and len(ended.err.splitlines()) == 1
     assert not (tmp_path / "dry" / "run_manifest.json").exists()
+
+
+def test_data_that_was_refused_does_not_keep_the_folder_from_the_data_that_is_right(
+    in_job, call, tmp_path, monkeypatch
+):
+    from lib.training import loop
+
+    def reached(model, *given, **options):
+        raise RequestError(f"reached with {model.tokenizer.vocab_size} tokens")
+
+    long = {"id": "b", "prompt": "b?", "response": "once more " * 300 + "Answer: b"}
+    short = {"id": "a", "prompt": "a?", "response": "Answer: a"}
+    data = lines(tmp_path / "data.jsonl", short, long)
+    words = ["train", "--config", in_job.config, "--data", data, "--output", tmp_path / "out"]
+    assert "longer than model.max_length 128" in call(*words).err
+    lines(data, short)
+    monkeypatch.setattr(loop, "train", reached)
+    assert "reached with " in call(*words).err
 
 
 def test_a_dry_run_refuses_examples_that_are_all_held_out(in_job, call, tmp_path):

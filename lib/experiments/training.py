@@ -52,6 +52,7 @@ def train_on_file(
     from lib.model.released import find_released, is_from_scratch
     from lib.model.storage import DamagedError
     from lib.model.weights import configured_base
+    from lib.training.checkpoints import has_trained
     from lib.training.loop import finished, train
 
     check_tracking(config.tracking)
@@ -65,7 +66,8 @@ def train_on_file(
         say(f"training {config.model.name} on {_planned(examples, config)}, into {shown_path(output)}")
         if is_from_scratch(config.model.name):
             tokenizer = tokenizer_beside(data, examples)[0]
-            if tokenizer_file.is_file() and tokenizer_file.read_bytes() != tokenizer.to_json().encode():
+            other = tokenizer_file.is_file() and tokenizer_file.read_bytes() != tokenizer.to_json().encode()
+            if other and has_trained(output):
                 raise RequestError(f"{output}: holds a training run on other data; give another output folder")
             tokenizer.save(tokenizer_file)
 

@@ -33,6 +33,11 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(steps)
 
 
+def has_trained(output: Path) -> bool:
+    """Whether a training came to anything in this folder that is gone on from, or kept."""
+    return bool(saved_steps(output / "checkpoints")) or (output / "checkpoint-final").exists()
+
+
 def restore_latest(folder: Path, like: TrainState, warn: Callable[[str], None]) -> TrainState | None:
     """The newest state that is whole, the logs cut to it; a damaged one is told of and removed. None without one."""
     by_first(lambda: _drop_old(folder))

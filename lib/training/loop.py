@@ -41,7 +41,7 @@ from lib.model.processes import by_first, explained, is_first
 from lib.model.storage import DamagedError, tree_digest
 from lib.model.weights import Model, load_model, read_about, save_model, with_lora
 from lib.progress import progress
-from lib.training.checkpoints import cut_logs, logs_of, restore_latest, save_checkpoint, saved_steps
+from lib.training.checkpoints import cut_logs, has_trained, logs_of, restore_latest, save_checkpoint, saved_steps
 from lib.training.events import event_files
 from lib.training.fingerprint import differences, fingerprint, setting
 from lib.training.optimizer import make_optimizer
@@ -100,7 +100,7 @@ def train(
     if not tuned_on:
         raise RequestError(f"all {len(examples)} examples fell to the held-out side; give more examples")
     changed: list[str] = []
-    by_first(lambda: changed.extend(_claim(output, inputs, config, warn)))
+    by_first(lambda: changed.extend(_changed(output, inputs, config, warn)))
     adapts: dict[str, Any] = {}
     if config.training.lora:
         about = {"dtype": str(model.params["embedding"].dtype), "weights_sha256": inputs["base_weights_sha256"]}
@@ -112,6 +112,7 @@ def train(
     longest, planned = compiled_step(config, shapes, batches.length, batches.untrained)
     say(planned)
     check_plan(planned, model.config, config, batches.length, batches.untrained)
+    by_first(lambda: _claim(output, inputs, config))  # not before, as what is refused must leave the folder free
     step = _step(config, shapes, longest, batches)
     if config.training.trainer == "tunix":
         step = tunix_step(shapes, config)
@@ -332,17 +333,26 @@ def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, 
     return inputs
 
 
-def _claim(output: Path, inputs: dict[str, Any], config: Config, warn: Callable[[str], None]) -> list[str]:
-    """Say in the output whose training it holds, and on what; refuse one that holds another's.
+def _claim(output: Path, inputs: dict[str, Any], config: Config) -> None:
+    """Say in the output whose training it holds, and on what; one that came to nothing holds it no longer."""
+    if not _is_claimed(output):
+        claim = {"inputs": inputs, "fingerprint": fingerprint(config.parallelism)}
+        write_json(output / "checkpoints" / "inputs.json", sealed(claim))
 
-    Returns what was another in this or an earlier attempt than where the training began, which ends the promise of
-    equal bits.
-    Raises RequestError where that is a setting that can be put back.
+
+def _is_claimed(output: Path) -> bool:
+    return (output / "checkpoints" / "inputs.json").is_file() and has_trained(output)
+
+
+def _changed(output: Path, inputs: dict[str, Any], config: Config, warn: Callable[[str], None]) -> list[str]:
+    """What was another in this or an earlier attempt than where the training began, which ends the promise of equal
+    bits; nothing where it begins.
+
+    Raises RequestError where the output holds another training, or where that is a setting that can be put back.
     """
-    claim, here = output / "checkpoints" / "inputs.json", fingerprint(config.parallelism)
-    if not claim.is_file():
-        write_json(claim, sealed({"inputs": inputs, "fingerprint": here}))
+    if not _is_claimed(output):
         return []
+    claim, here = output / "checkpoints" / "inputs.json", fingerprint(config.parallelism)
     try:
         content = claim.read_bytes()
         if not is_sealed(content):

@@ -332,9 +332,9 @@ def changed(**training) -> Config:
 def test_what_an_earlier_attempt_had_otherwise_is_not_forgotten(tmp_path: Path, monkeypatch):
     machines = iter([{"cpu": "one"}, {"cpu": "other"}, {"cpu": "one"}])
     monkeypatch.setattr(loop, "fingerprint", lambda parallelism: next(machines))
-    (tmp_path / "checkpoints").mkdir()
-    claims = [loop._claim(tmp_path, {"data": "x"}, Config("toy", DatasetConfig("toy", "v1")), print) for _ in range(3)]
-    assert claims == [[], ["cpu"], ["cpu"]]
+    loop._claim(tmp_path, {"data": "x"}, CONFIG)
+    write_json(tmp_path / "checkpoints" / "10" / "digest.json", {})
+    assert [loop._changed(tmp_path, {"data": "x"}, CONFIG, print) for _ in range(2)] == [["cpu"], ["cpu"]]
 
 
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
@@ -370,6 +370,34 @@ def test_examples_that_are_all_held_out_are_refused(small_model, examples, tmp_p
     with pytest.raises(RequestError, match="all 1 examples fell to the held-out side"):
         train(small_model, examples[2:], CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_that_is_refused_leaves_the_folder_to_the_settings_that_fit(
+    small_model: Model, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refusing(*given):
+        raise RequestError("This would fit: --set 'training.remat=true'")
+
+    monkeypatch.setattr(loop, "check_plan", refusing)
+    with pytest.raises(RequestError, match="This would fit"):
+        train(small_model, examples, CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_came_to_no_checkpoint_leaves_the_folder_to_other_settings(
+    small_model: Model, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def short_of_memory(*given):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", lambda *given: short_of_memory)
+        with pytest.raises(RetraceError, match="training ran out of memory .*; halve training.per_device_batch_size"):
+            train(small_model, examples, CONFIG, tmp_path)
+    halved = changed(per_device_batch_size=1, grad_accum_steps=2, num_steps=2, warmup_steps=0)
+    assert train(small_model, examples, halved, tmp_path).steps == 2
+    with pytest.raises(RequestError, match="holds a training run with other .*training.grad_accum_steps;"):
+        train(small_model, examples, CONFIG, tmp_path)
 
 
 def test_a_step_is_begun_before_the_loss_of_the_one_before_is_read(
