@@ -7,6 +7,7 @@
 A plan that cannot fit is refused together with the settings that would.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +28,7 @@ from lib.data.batches import Batch
 from lib.errors import RequestError
 from lib.model.gemma import GemmaConfig
 from lib.model.lora import split, with_adapters
-from lib.model.mesh import ROWS, make_mesh, on_mesh, placed, shardings
+from lib.model.mesh import ROWS, make_mesh, mesh_of, on_mesh, placed, shardings
 from lib.model.weights import abstract
 from lib.training.optimizer import make_optimizer
 from lib.training.step import TrainState, make_train_step
@@ -172,17 +173,25 @@ def _plan(compiled: jax.stages.Compiled, state: TrainState, shapes: Shapes) -> P
         activations=memory.temp_size_in_bytes,
         # The base that training began with stays beside the weights that are trained.
         peak=step + (0 if shapes.frozen else weights),
-        room=_room() + _held(shapes),
+        room=_room(mesh_of(state)) + _held(shapes),
     )
 
 
-def _room() -> int:
-    """Bytes that the device has for us."""
+def _room(mesh: Mesh | None) -> int:
+    """Bytes that one device has for us; those that are no cards share the memory of their host."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return limit - stats.get("bytes_in_use", 0)
     limits = free_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return min([psutil.virtual_memory().available, *limits])
+    return min([psutil.virtual_memory().available, *limits]) // _sharers(mesh)
+
+
+def _sharers(mesh: Mesh | None) -> int:
+    """How many devices of the mesh are on this host, as far as this process knows: its own, or all by `launch`."""
+    if mesh is None:
+        return 1
+    all_here = os.environ.get("JAX_COORDINATOR_ADDRESS", "").startswith("127.0.0.1")
+    return mesh.size if all_here else len(mesh.local_devices)
 
 
 def free_in_groups(member: Path, groups: Path) -> list[int]:

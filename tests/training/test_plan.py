@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def test_logits_that_are_not_made_need_no_memory(whole: Plan):
 
 def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(whole: Plan, monkeypatch: pytest.MonkeyPatch):
     check_plan(whole, SHAPE, CONFIG, LENGTH)
-    monkeypatch.setattr(plan, "_room", lambda: int(0.8 * whole.peak))
+    monkeypatch.setattr(plan, "_room", lambda mesh: int(0.8 * whole.peak))
     with pytest.raises(RequestError, match=r"training needs .* and there are .* This would fit") as refused:
         check_plan(planned(CONFIG), SHAPE, CONFIG, LENGTH)
     settings = dict(re.findall(r"--set 'training\.(\w+)=(\w+)'", str(refused.value)))
@@ -93,10 +94,20 @@ def test_the_limit_of_a_container_or_a_job_is_less_than_the_machine_has(tmp_path
     assert free_in_groups(member, tmp_path / "groups") == [0]
 
 
+def test_devices_that_stand_for_cores_share_the_memory_of_their_host(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "free_in_groups", lambda *files: [])
+    monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    mesh = SimpleNamespace(size=4, local_devices=["a", "b"])
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node1:1234")
+    assert (plan._room(None), plan._room(mesh)) == (1000, 500)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1234")
+    assert plan._room(mesh) == 250
+
+
 def test_where_nothing_would_fit_it_says_so(monkeypatch: pytest.MonkeyPatch):
     one_layer = replace(SHAPE, num_layers=1)
     alone = replace(CONFIG, training=replace(CONFIG.training, per_device_batch_size=1))
-    monkeypatch.setattr(plan, "_room", lambda: 1000)
+    monkeypatch.setattr(plan, "_room", lambda mesh: 1000)
     with pytest.raises(RequestError, match="take a smaller model"):
         check_plan(planned(alone, one_layer), one_layer, alone, LENGTH)
 
