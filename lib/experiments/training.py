@@ -53,7 +53,7 @@ def train_on_file(
     from lib.model.storage import DamagedError
     from lib.model.weights import configured_base
     from lib.training.checkpoints import has_trained
-    from lib.training.loop import finished, train
+    from lib.training.loop import finished, inputs_of, train
 
     check_tracking(config.tracking)
     examples = read_examples(data, config.recipe, config.system_instruction)
@@ -76,8 +76,10 @@ def train_on_file(
         by_first(prepare)
         model = configured_base(config, tokenizer_file)
         with suppress(DamagedError):
-            if _is_recorded(output) and finished(output, parallelism=config.parallelism):
-                return train(model, examples, config, output, warn=say)  # compares the inputs, and changes nothing
+            if _is_recorded(output):
+                inputs = inputs_of(model, examples, config)
+                if done := finished(output, inputs, config.parallelism, model):
+                    return done
         with _recorded(config, data, output, say) if is_first() else nullcontext(lambda *facts: None) as close:
             result = train(model, examples, config, output, on_metrics, say, say)
             metrics = {"training": result._asdict(), "weights_sha256": result.weights_sha256}

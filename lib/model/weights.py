@@ -171,9 +171,10 @@ def save_model(folder: Path, model: Model, **facts: Any) -> str:
     return digest
 
 
-def load_model(folder: Path, parallelism: ParallelismConfig = ONE_DEVICE) -> Model:
+def load_model(folder: Path, parallelism: ParallelismConfig = ONE_DEVICE, base: Model | None = None) -> Model:
     """The model of a checkpoint that `save_model` wrote, over so many devices, on however many it was trained.
 
+    Adapters are put beside `base` where it is given, which must be theirs; else it is read.
     Raises RequestError, or DamagedError.
     """
     mesh = make_mesh(parallelism)
@@ -183,7 +184,7 @@ def load_model(folder: Path, parallelism: ParallelismConfig = ONE_DEVICE) -> Mod
         raise DamagedError(f"{tokenizer_file}: not what was saved with the weights")
     tuned_from = about.get("inputs", {}).get("base_weights_sha256", "")
     if "lora" in about:
-        return _load_adapted(folder, about, mesh)._replace(tuned_from=tuned_from)
+        return _load_adapted(folder, about, mesh, base)._replace(tuned_from=tuned_from)
     config = GemmaConfig(**about["config"])
     graph, shapes = abstract(config, about.get("kept_in", "float32"))
     params = restore_tree(folder / "weights", placed(shapes, mesh), about["weights_sha256"])
@@ -191,11 +192,11 @@ def load_model(folder: Path, parallelism: ParallelismConfig = ONE_DEVICE) -> Mod
     return Model(about["base"], config, graph, params, tokenizer, dtype, tuned_from=tuned_from)
 
 
-def _load_adapted(folder: Path, about: dict[str, Any], mesh: Mesh | None) -> Model:
+def _load_adapted(folder: Path, about: dict[str, Any], mesh: Mesh | None, base: Model | None) -> Model:
     """The base that the checkpoint names, with the adapters of the checkpoint."""
     adapts = about["adapts"]
     with _read_by(mesh, about["base"]):
-        base = base_model(about["base"], adapts["seed"], folder / "tokenizer.json", adapts["dtype"])
+        base = base or base_model(about["base"], adapts["seed"], folder / "tokenizer.json", adapts["dtype"])
     if base.weights_sha256 != adapts["weights_sha256"]:
         raise RequestError(
             f"{folder}: its adapters were trained beside weights {adapts['weights_sha256'][:16]} of {about['base']}, "

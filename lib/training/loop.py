@@ -87,9 +87,9 @@ def train(
     """
     mesh = make_mesh(config.parallelism)
     model = model._replace(params=spread(model.params, mesh))
-    inputs = _inputs(model, examples, config)
+    inputs = inputs_of(model, examples, config)
     try:
-        if done := finished(output, inputs, config.parallelism):
+        if done := finished(output, inputs, config.parallelism, model):
             return done
     except DamagedError as error:
         warn(f"{error}; going back to the checkpoint before")
@@ -140,9 +140,12 @@ def train(
 
 
 def finished(
-    output: Path, inputs: dict[str, Any] | None = None, parallelism: ParallelismConfig = ONE_DEVICE
+    output: Path,
+    inputs: dict[str, Any] | None = None,
+    parallelism: ParallelismConfig = ONE_DEVICE,
+    base: Model | None = None,
 ) -> TrainingResult | None:
-    """The result of training that is done in this folder, of these inputs where they are given.
+    """The result of training that is done in this folder, of these inputs where they are given, its base among them.
 
     Raises DamagedError as `tuned_model` does.
     """
@@ -150,16 +153,16 @@ def finished(
         return None
     if inputs is not None:
         _refuse_other(output, read_about(output / "checkpoint-final")["inputs"], inputs)
-    tuned_model(output, parallelism)
+    tuned_model(output, parallelism, base)
     return _result(output)
 
 
-def tuned_model(output: Path, parallelism: ParallelismConfig = ONE_DEVICE) -> Model:
-    """The model of training that is done in this folder.
+def tuned_model(output: Path, parallelism: ParallelismConfig = ONE_DEVICE, base: Model | None = None) -> Model:
+    """The model of training that is done in this folder; `base` as `load_model` takes it.
 
     Raises DamagedError where it, or what was logged of its training, is not what was saved.
     """
-    model = load_model(output / "checkpoint-final", parallelism)
+    model = load_model(output / "checkpoint-final", parallelism, base)
     cut_logs(output, output / "checkpoint-final" / "model.json")
     return model
 
@@ -313,7 +316,7 @@ def _refuse_not_finite(step: int, found: dict[str, float], schedule: optax.Sched
     )
 
 
-def _inputs(model: Model, examples: list[Example], config: Config) -> dict[str, Any]:
+def inputs_of(model: Model, examples: list[Example], config: Config) -> dict[str, Any]:
     """Everything that decides the result, as plain values to compare."""
     content = hashlib.sha256(
         "".join(json.dumps([example.prompt, example.response]) + "\n" for example in examples).encode()

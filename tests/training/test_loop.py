@@ -20,6 +20,7 @@ from lib.data.renderer import Example, render_example, render_prompt
 from lib.data.selection import is_held_out
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root, sealed, write_json
+from lib.model import weights
 from lib.model.lora import split
 from lib.model.storage import DamagedError, is_saved, tree_digest
 from lib.model.weights import Model, base_model, load_model, save_model
@@ -476,6 +477,13 @@ def test_lora_killed_and_gone_on_with_comes_to_the_same_adapters(tiny, adapted, 
         train(tiny, examples, ADAPTED, tmp_path, on_metrics=killed_at(4))
     again = train(tiny, examples, ADAPTED, tmp_path)
     assert again.resumed_from in (2, 4) and again.weights_sha256 == adapted.result.weights_sha256
+
+
+def test_a_finished_training_of_adapters_is_checked_beside_the_base_that_is_there(
+    tiny: Model, adapted: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(weights, "base_model", None)  # to be read a second time, it would have to fit twice
+    assert train(tiny, examples, ADAPTED, adapted.output) == adapted.result
 
 
 def test_adapters_are_not_put_beside_another_base(adapted: Run, tmp_path: Path):
