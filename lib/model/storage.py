@@ -36,6 +36,7 @@ from lib.model.processes import OUT_OF_MEMORY, any_process, by_first, whole
 
 DIGEST = "digest.json"
 SEAL = "record_sha256"  # of digest.json itself, whose `sha256` is the tree's
+UNSEALED = {"format_version", "sha256", "leaves", "logs"}  # all that the first ones hold, which have no seal
 OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is wrong with it, not with its disk
 FORMAT_VERSION = "1.0"
 
@@ -97,10 +98,12 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
     """
     try:
         recorded = json.loads((folder / DIGEST).read_bytes())
+        if not (recorded.keys() <= UNSEALED or _is_sealed(recorded)):
+            raise ValueError("edited after it was written")
         if (version := recorded["format_version"]) != FORMAT_VERSION:
             raise _other(folder, recorded, f"format_version {version!r} is not known, only {FORMAT_VERSION!r}")
         expected, leaves = recorded["sha256"], recorded["leaves"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if _is_of_the_machine(error):
             raise _unread(folder, error) from None
         raise DamagedError(f"{folder}: no readable {DIGEST} ({error})") from None
@@ -133,9 +136,13 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
 
 def _other(folder: Path, recorded: dict[str, Any], problem: str) -> RetraceError:
     """What a record differs in is damage, unless it is as it was written: then the tree is another, and whole."""
-    if recorded.get(SEAL) != sealed({name: value for name, value in recorded.items() if name != SEAL})["sha256"]:
+    if not _is_sealed(recorded):
         return DamagedError(f"{folder}: {problem}")
     return RequestError(f"{folder}: {problem}; it is left as it is, for the code and packages that wrote it")
+
+
+def _is_sealed(recorded: dict[str, Any]) -> bool:
+    return recorded.get(SEAL) == sealed({name: value for name, value in recorded.items() if name != SEAL})["sha256"]
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
