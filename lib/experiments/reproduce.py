@@ -29,7 +29,15 @@ from lib.data.dataset import Dataset, load_dataset
 from lib.data.frames import read_frames
 from lib.data.store import Store
 from lib.errors import RequestError, RetraceError
-from lib.experiments.evidence import EVIDENCE, Row, compare_results, first_step_apart, provenance, read_record
+from lib.experiments.evidence import (
+    EVIDENCE,
+    Row,
+    compare_results,
+    first_step_apart,
+    promised,
+    provenance,
+    read_record,
+)
 from lib.experiments.index import write_index
 from lib.experiments.manifest import PATCH
 from lib.experiments.report import write_certificate
@@ -287,8 +295,8 @@ def _explanation(
     said = []
     if not record["code"]["git_sha"]:
         said.append("The run was made outside a git checkout, so the code as it is now was executed.")
-    if changed := record["fingerprint_changed"]:
-        said.append(f"When the run was resumed, {', '.join(changed)} had changed: equality is not promised.")
+    if record["fingerprint_changed"]:
+        said.append(promised(record))
     apart = [row.what for row in rows[len(findings) :] if not row.equal]
     if findings:
         said.append("The run folder is no longer what was recorded: " + "; ".join(findings) + ".")
