@@ -106,8 +106,8 @@ def stop_talking() -> None:
 def _is_left(stream: IO[str]) -> bool:
     """Whether it is a pipe that nobody reads any more."""
     asked = select.poll()
-    asked.register(stream, 0)  # errors alone, which are told of unasked
-    return bool(asked.poll(0))
+    asked.register(stream, select.POLLOUT)  # not nothing, of which macOS would tell nothing
+    return any(told & (select.POLLERR | select.POLLHUP) for _, told in asked.poll(0))
 
 
 def answer(figures: object, *lines: str) -> None:

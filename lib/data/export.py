@@ -105,8 +105,8 @@ def read_examples(path: Path, recipe: str = "trace_sft_v1", system_instruction: 
     """The training items of a file in any of the four formats, in order. Raises RequestError for what is none.
 
     A record is read as strictly as an import reads it. What is rendered already is taken as it stands: reasoning where
-    the recipe is the answer alone, the answer alone where it is not, and a prompt without the system instruction, are
-    refused, as training would not be what the configuration says.
+    the recipe is the answer alone, the answer alone of a trace that was exported so where it is not, and a prompt
+    without the system instruction, are refused, as training would not be what the configuration says.
     """
     examples, problems = [], []
     for number, line in _lines(path):
@@ -165,7 +165,7 @@ def _example(line: bytes, recipe: str, system_instruction: str) -> Example:
     else:
         example = Example(record.id, *exchange_of("messages", record.messages))
     refuse_control_tokens(f"example {record.id}", example.prompt, example.response)
-    _check_rendering(example, recipe, system_instruction)
+    _check_rendering(example, recipe, system_instruction, bool(record.metadata.get("step_types")))
     return example
 
 
@@ -177,13 +177,15 @@ def _check_metadata(metadata: dict[str, Any], recipe: str) -> None:
         raise ValueError(f"exported with another recipe than the config's {recipe}; export with --config or --recipe")
 
 
-def _check_rendering(example: Example, recipe: str, system_instruction: str) -> None:
+def _check_rendering(example: Example, recipe: str, system_instruction: str, has_steps: bool) -> None:
     if not example.response:
         raise ValueError("the model's turn is empty: nothing would be trained on")
-    alone = recipe == "answer_sft_v1"  # a trace has a step at least, so that no other recipe begins with the answer
-    if example.response.startswith("Reasoning:" if alone else "Answer: "):
-        told = "with" if alone else "without"
-        raise ValueError(f"rendered {told} its reasoning, but the recipe is {recipe}; export with --config or --recipe")
+    if recipe == "answer_sft_v1" and example.response.startswith("Reasoning:"):
+        raise ValueError(
+            "rendered with its reasoning, but the recipe is answer_sft_v1; export with --config or --recipe"
+        )
+    if recipe != "answer_sft_v1" and has_steps and example.response.startswith("Answer: "):
+        raise ValueError(f"rendered without its steps, but the recipe is {recipe}; export with --config or --recipe")
     if system_instruction and not example.prompt.startswith(system_instruction):
         raise ValueError(
             "rendered without the config's system_instruction; export with --config or --system-instruction"

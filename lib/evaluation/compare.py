@@ -24,7 +24,7 @@ from lib.evaluation.scoring import ALTERNATIVES, is_answer
 from lib.evaluation.statistics import Interval, PairedDifference, holm, paired_bootstrap, paired_difference
 from lib.evaluation.verdict import (
     Verdict,
-    could_find,
+    could_have_found,
     items_needed,
     minimum_detectable_effect,
     verdict,
@@ -332,12 +332,13 @@ def _beyond(constant: Constant, found: Verdict, paired: PairedDifference, rule: 
     if found.word != "improved" or constant.beaten:
         return found
     findable = minimum_detectable_effect(constant.paired, rule.alpha, rule.power)
-    word = "no detectable change" if findable <= wanted_effect(rule) else "underpowered"
+    wanted = wanted_effect(rule)
+    word = "no detectable change" if findable <= wanted else "underpowered"
     return Verdict(
         word,
         f"{word.capitalize()} beyond a constant answer: accuracy {100 * paired.before:.1f} % before, "
         f"{100 * paired.after:.1f} % after on {paired.n} items, and always answering {constant.answer!r} gets "
-        f"{100 * constant.paired.before:.1f} %. {could_find(findable, rule)}.",
+        f"{100 * constant.paired.before:.1f} %. {could_have_found(constant.paired, rule, findable, wanted)}",
     )
 
 

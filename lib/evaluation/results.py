@@ -284,7 +284,7 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
         num_tokens=record["num_tokens"],
         logprob=record["logprob"],
         scorer=_text(meta, "scorer") if "scorer" in meta else "",
-        tolerance=_number(meta, "tolerance") if "tolerance" in meta else 0.0,
+        tolerance=_tolerance(meta) if "tolerance" in meta else 0.0,
     )
 
 
@@ -292,6 +292,12 @@ def _text(record: dict[str, Any], name: str) -> str:
     if not isinstance(record[name], str):
         raise ValueError(f"{name}: expected a text, got {type(record[name]).__name__}")
     return record[name]
+
+
+def _tolerance(meta: dict[str, Any]) -> float:
+    if not 0 <= (found := _number(meta, "tolerance")) < math.inf:
+        raise ValueError(f"tolerance: expected a number of at least 0, got {found!r}")
+    return found
 
 
 def _number(record: dict[str, Any], name: str) -> float:

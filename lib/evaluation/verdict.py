@@ -46,7 +46,7 @@ def verdict(paired: PairedDifference, rule: VerdictConfig) -> Verdict:
             word,
             f"{word.capitalize()}: accuracy {_percent(paired.before)} before, {_percent(paired.after)} after on "
             f"{_items(paired)} (difference {_evidence(paired)}{but}). "
-            f"{_outlook(paired, rule, findable, rule.min_effect if powered else wanted_effect(rule))}",
+            f"{could_have_found(paired, rule, findable, rule.min_effect if powered else wanted_effect(rule))}",
         )
     word, moved = ("improved", "rose") if paired.difference > 0 else ("regressed", "fell")
     return Verdict(
@@ -85,7 +85,7 @@ def _distance(paired: PairedDifference, alpha: float, power: float) -> float:
     return critical_value(1 - alpha, paired.clusters if paired.clustered else None) + NormalDist().inv_cdf(power)
 
 
-def _outlook(paired: PairedDifference, rule: VerdictConfig, findable: float, target: float) -> str:
+def could_have_found(paired: PairedDifference, rule: VerdictConfig, findable: float, target: float) -> str:
     """`A change of 3.9 points would have been found with 80 % power; finding 1.0 needs about 7,900 items.`"""
     said = could_find(findable, rule)
     needed = items_needed(paired, target, rule.alpha, rule.power) if target and not _all_in_one_group(paired) else 0

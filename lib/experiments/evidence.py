@@ -83,20 +83,26 @@ def needed(record: dict[str, Any], config: Config) -> list[str]:
     played = config.traces.game and record["dataset"]["provenance"]["sources"].keys() == {"builtin"}
     eval_set = Path(config.evaluation.eval_set)
     apart = {
+        "its code, of which no commit was recorded": not record["code"].get("git_sha"),
         "its changes that were not committed (in the folder of the run)": record["code"].get("git_dirty"),
-        "the traces that it did not play itself": not played,
+        "its traces, which our own engines did not play": not played,
         f"the weights of {config.model.name}": not is_from_scratch(config.model.name),
         f"the eval set {eval_set}": eval_set.suffix and eval_set.parent != Path("evalsets"),
     }
     return [what for what, is_apart in apart.items() if is_apart]
 
 
+def is_promised(record: dict[str, Any]) -> bool:
+    """Whether the same bits may be expected of the run done again, within its fingerprint."""
+    return not record["fingerprint_changed"] and record["fingerprint"].get("device_kind", "cpu") == "cpu"
+
+
 def promised(record: dict[str, Any]) -> str:
-    """Whether the same bits may be expected of the run done again, in a sentence."""
+    """The same in a sentence."""
     if changed := record["fingerprint_changed"]:
         return f"When the run was resumed, {', '.join(changed)} had changed: equality is not promised."
-    if (device := record["fingerprint"]["device_kind"]) != "cpu":
-        return f"Equal bits are promised on a CPU alone, and this was {device}."
+    if not is_promised(record):
+        return f"Equal bits are promised on a CPU alone, and this was {record['fingerprint']['device_kind']}."
     return "With an equal fingerprint every result comes out equal, bit for bit."
 
 

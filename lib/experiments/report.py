@@ -269,14 +269,14 @@ def markdown(comparison: Comparison) -> str:
                     for name in comparison.before_summary.counts
                 ],
                 [f"all steps true ({confidence} interval)", *map(_sound, _sides(comparison))],
-                ["no reasoning written", *(_checkable(side, side.no_reasoning) for side in _sides(comparison))],
+                ["no reasoning written", *(checkable(side, side.no_reasoning) for side in _sides(comparison))],
                 [
                     "right answer, wrong reasoning",
-                    *(_checkable(side, side.right_answer_wrong_reasoning) for side in _sides(comparison)),
+                    *(checkable(side, side.right_answer_wrong_reasoning) for side in _sides(comparison)),
                 ],
                 [
                     "wrong answer, right reasoning",
-                    *(_checkable(side, side.wrong_answer_right_reasoning) for side in _sides(comparison)),
+                    *(checkable(side, side.wrong_answer_right_reasoning) for side in _sides(comparison)),
                 ],
                 ["true steps of those written or missing", *map(true_steps, _sides(comparison))],
                 *_samples(comparison),
@@ -400,7 +400,8 @@ def _sound(side: Summary) -> str:
     return f"{side.sound} of {side.checked} ({interval(side.sound_interval)})" if side.checked else "not checkable"
 
 
-def _checkable(side: Summary, count: int) -> str:
+def checkable(side: Summary, count: int) -> str:
+    """A count of completions by their reasoning, where any holds a step that can be checked."""
     return str(count) if side.checked else "not checkable"
 
 
@@ -511,6 +512,7 @@ def templates() -> Environment:
         "step_errors": step_errors,
         "first_errors": first_errors,
         "metrics": metrics,
+        "checkable": checkable,
         "duration": duration,
     }
     return templates

@@ -34,6 +34,7 @@ from lib.experiments.evidence import (
     Row,
     compare_results,
     first_step_apart,
+    is_promised,
     promised,
     provenance,
     read_record,
@@ -295,7 +296,7 @@ def _explanation(
     said = []
     if not record["code"]["git_sha"]:
         said.append("The run was made outside a git checkout, so the code as it is now was executed.")
-    if record["fingerprint_changed"]:
+    if not is_promised(record):
         said.append(promised(record))
     apart = [row.what for row in rows[len(findings) :] if not row.equal]
     if findings:
@@ -308,7 +309,7 @@ def _explanation(
     elif apart and packages:
         entries = ", ".join(f"{entry['name']} ({entry['recorded']}, {entry['found']})" for entry in packages[:10])
         said.append(f"The fingerprints are equal, and packages differ: {entries}.")
-    elif apart and not record["fingerprint_changed"]:
+    elif apart and is_promised(record):
         said.append("The fingerprints and packages are equal: equality was promised, and was not kept.")
     return said
 

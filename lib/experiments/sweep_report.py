@@ -53,7 +53,7 @@ class Score(NamedTuple):
     together: Interval
     before: float
     weights_sha256: str
-    # What always giving the commonest answer is worth, where the model is not detectably better than that.
+    # What always giving the one best answer is worth, where the model is not detectably better than that.
     constant: float | None
 
     @property
@@ -310,7 +310,7 @@ def _headline(
                 "of several is so by luck, too."
             )
         if best.score.constant is not None:
-            said.append(f"It is not detectably better than always giving the commonest answer, which is correct for "
+            said.append(f"It is not detectably better than always giving one and the same answer, which is correct for "
                         f"{_percent(best.score.constant)}.")  # fmt: skip
     elif scored and not comparable:
         said.append("The trials answered different items, so they are not compared, and none is called the best.")

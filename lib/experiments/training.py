@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,19 +93,24 @@ def train_on_file(
 def _recorded(config: Config, data: Path, output: Path, say: Callable[[str], None]) -> Iterator[Callable]:
     """A state while the block lasts, and a manifest however it ends; a request that is refused changes neither.
 
-    Begun before, it stays the same run, with an attempt more.
+    Begun before, it stays the same run, with an attempt more, but where it came to no checkpoint and was asked for
+    otherwise.
     """
+    from lib.training.checkpoints import has_trained
     from lib.training.fingerprint import fingerprint
 
     kept = {file: file.read_bytes() for file in (output / MANIFEST, output / PATCH) if file.is_file()}
     attempt, before = {"started_at": utc_now(), **save_code(output)}, _earlier(output)
+    asked = {"config": asdict(config), "inputs": _inputs(data)}
+    if not has_trained(output) and asked != {name: before.get(name) for name in asked}:
+        before = {}
     identity = {
         "run_id": before.get("run_id") or str(uuid.uuid4()),
         "created_at": before.get("created_at") or attempt["started_at"],
         "attempts": [*before.get("attempts", []), attempt],
     }
     close = partial(_write_manifest, config, data, output, identity, fingerprint(config.parallelism))
-    write_json(output / STATE, identity | {"stage": "train"})
+    write_json(output / STATE, identity | asked | {"stage": "train"})
     (output / MANIFEST).unlink(missing_ok=True)
     try:
         yield close
@@ -202,6 +208,10 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     return lines
 
 
+def _inputs(data: Path) -> dict[str, Any]:
+    return {"data": {"file": data.name, "sha256": sha256_file(data)}}
+
+
 def _planned(examples: list[Example], config: Config) -> str:
     steps, batch = config.training.num_steps, config.training.per_device_batch_size * config.training.grad_accum_steps
     if config.training.batching == "packed":  # rows of several examples, and how many is not known yet
@@ -227,7 +237,7 @@ def _write_manifest(
         status,
         identity={name: identity[name] for name in ("run_id", "created_at")},
         attempts=[*attempts, last | {"ended_at": utc_now(), "status": status}],
-        inputs={"data": {"file": data.name, "sha256": sha256_file(data)}},
+        inputs=_inputs(data),
         artifacts=hash_files(output),
         metrics=metrics or {},
         wall_s=wall_s or {},

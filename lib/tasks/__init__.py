@@ -3,6 +3,7 @@
 A task is a module with `generate`, `check_steps`, `verify`, `episode_of` and `canonical`; `TASKS` names them all.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from lib.tasks import arithmetic, gsm_symbolic, high_card_duel
 from lib.tasks.steps import StepCheck
 
 _PROMPT = "prompt: "
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 TASKS = {task.NAME: task for task in (high_card_duel, arithmetic)}
 
 
@@ -44,7 +46,7 @@ def keys_within(prompt: str) -> Iterator[str]:
     ['prompt: what is 2 + 2?']
     """
     words = ""
-    for part in reversed(prompt.split("\n\n")[1:]):
+    for part in reversed(_BLANK_LINE.split(prompt)[1:]):
         words = " ".join(filter(None, (_words(part), words)))
         yield _PROMPT + words
 

@@ -35,10 +35,12 @@ EXPRESSION = rf"(?:{NUMBER}|{GROUP})(?:\s*[-+*/]\s*(?:{NUMBER}|{GROUP}))*"
 ENDING = re.compile(rf"(?<![\w.,$€£)])({EXPRESSION})(?:\s+{WORDS})?\s*$")
 
 # What an expression is only a part of: before it, as in 2^3 + 1, 20% of 50 + 5 and 1 1/2 + 1; and after it, as in
-# 3.5km, 3 1/2 and 7 + T. No part is 9 (left), nor 9 - so nine.
-BEFORE = re.compile(r"(?:[-+*/^√]\s*|[\d%] *|(?:[\d%]|\b(?:half|thirds?|quarters?)) of (?:the (?:\w+ )?)?)$")
+# 3.5km, 3 1/2, 7 + T and 1/5 of 50. No part is 9 (left), nor 9 - so nine, nor 8 of the 10.
+OF = r" of (?:[A-Za-z]+ ){0,2}"
+BEFORE = re.compile(rf"(?:[-+*/^√]\s*|[\d%] *|(?:[\d%]|\b(?:half|thirds?|quarters?)){OF})$")
 OPERAND = r"-?(?:[$€£]?\.?\d|\(|√|[A-Za-z]\b)"
 AFTER = rf"[\w$€£]|[.,]\d| *%| +\.?\d|\s*[-+*/^]+\s*{OPERAND}|\s*[+*/^]\s*[A-Za-z]|\s*\(\s*{OPERAND}"
+AFTER += rf"|(?:(?<=%)|(?<=/\d)|(?<=/\d\d)){OF}[$€£]?\d"
 BEGINNING = re.compile(rf"\s*(-?(?>{EXPRESSION}))(?!{AFTER})")
 
 # Each replaced in this order: a unit as in 5 kg/cow, signs of multiplication, subtraction and division, 2(3) and

@@ -191,6 +191,13 @@ def test_answers_alone_are_read_under_their_own_recipe_alone(format: str, other:
     assert recipe_of(path) == "answer_sft_v1"
 
 
+def test_a_file_of_ones_own_need_not_reason(tmp_path: Path):
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Answer: 4"}]
+    path = written(tmp_path, {"id": "t2", "messages": turns}, RECORDS["messages"])
+    assert recipe_of(path) == "trace_sft_v1"
+    assert [example.response for example in read_examples(path)] == ["Answer: 4", RESPONSE]
+
+
 def test_files_that_hold_no_example_are_refused(tmp_path: Path):
     assert "toy.jsonl: holds no training example" in refusal(written(tmp_path, "", "  "))
     assert "none.jsonl: No such file or directory" in refusal(tmp_path / "none.jsonl")

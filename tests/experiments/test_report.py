@@ -174,9 +174,10 @@ def test_where_one_model_wrote_no_step_to_check_its_figure_is_not_made_up(side, 
     assert "every step true" not in [name for name, *_ in report.metrics(found)]
     report.write_comparison(tmp_path / "page.html", found, ("one", "other"), [], [])
     rows = BeautifulSoup((tmp_path / "page.html").read_text(), "html.parser").find_all("tr")
-    [row] = [row for row in rows if row.th and row.th.get_text() == "every reasoning step true"]
-    cells = [cell.get_text() for cell in row.find_all("td")]
-    assert cells.pop(("before_summary", "after_summary").index(side)) == "not checkable" and "of 2" in cells[0]
+    cells = {row.th.get_text(): [cell.get_text() for cell in row.find_all("td")] for row in rows if row.th}
+    place = ("before_summary", "after_summary").index(side)
+    for name in ("every reasoning step true", "no reasoning written", "right answer, wrong reasoning"):
+        assert cells[name].pop(place) == "not checkable" and cells[name][0][0].isdigit()
 
 
 def test_what_is_not_shown_is_counted(comparison_of):
@@ -253,8 +254,9 @@ RECORD = {
     [
         ({}, {}, []),
         ({"code": {"git_sha": "c" * 40, "git_dirty": True}}, {}, ["not committed"]),
-        ({}, {"traces": TracesConfig()}, ["did not play itself"]),
-        ({"dataset": {"provenance": {"sources": {"builtin": {}, "file": {}}}}}, {}, ["did not play itself"]),
+        ({"code": {"git_sha": None}}, {}, ["no commit was recorded"]),
+        ({}, {"traces": TracesConfig()}, ["our own engines did not play"]),
+        ({"dataset": {"provenance": {"sources": {"builtin": {}, "file": {}}}}}, {}, ["our own engines did not play"]),
         ({}, {"model": ModelConfig("google/gemma-3-270m-it")}, ["weights of google/gemma-3-270m-it"]),
         ({}, {"evaluation": EvaluationConfig("my/own.jsonl")}, ["eval set my/own.jsonl"]),
         ({}, {"evaluation": EvaluationConfig("evalsets/arithmetic_v1.jsonl")}, []),

@@ -32,6 +32,7 @@ WRITTEN = {
     "(he counts 3 + 4 = 7)": ["3 + 4 = 7"],
     "that is 5 + 3 = 8 (left), and 2 * 2 = 4 (that is all)": ["5 + 3 = 8", "2 * 2 = 4"],
     "5 + 3 = 8 - so eight": ["5 + 3 = 8"],
+    "5 + 3 = 8 of the 10, and 2 / 8 = 1/4 of them": ["5 + 3 = 8", "2 / 8 = 1/4"],
     "First 5 + 3 = 8\n- 8 / 2 = 4\n* so 4 * 2 = 8": ["5 + 3 = 8", "4 * 2 = 8"],
     "half of it is right, so that is 50 questions * 0.5 = 25 points": ["50 * 0.5 = 25"],
     "she has 1/4 of the essay which is 248 pages x 1/4 = 62 pages": ["248 * 1/4 = 62"],
@@ -85,7 +86,7 @@ def test_a_result_may_be_rounded_to_the_decimals_that_it_has(step: str):
 @pytest.mark.parametrize(
     "right",
     ["7.5hours", "7.5kg", "7,500g", "7g", "7%x", "7 %", "7 1/2", "7.5 * 2x", "7 - T", "7 * price", "7 / x", "7 (T + 1)",
-     "7 (3)", "7^2", "7 ** 2", "7.5.1", "7,50"],
+     "7 (3)", "7^2", "7 ** 2", "7.5.1", "7,50", "50% of 20", "1/5 of 50", "3/20 of the other $50"],
 )  # fmt: skip
 def test_no_part_of_a_right_side_is_taken_for_all_of_it(right: str):
     assert equations(f"That is 3 + 4 = {right}") == []
@@ -93,8 +94,8 @@ def test_no_part_of_a_right_side_is_taken_for_all_of_it(right: str):
 
 @pytest.mark.parametrize(
     "left",
-    ["2^3 + 1", "2 ** 3 + 1", "√16 + 2", "20% of 50 + 5", "20% of the other 50 + 5", "half of 8 + 5", "3/4 of 8 + 5",
-     "1 1/2 + 1/2", "2 (3 + 1)", "20% (3 + 1)", "(2 + 1)3 + 1"],
+    ["2^3 + 1", "2 ** 3 + 1", "√16 + 2", "20% of 50 + 5", "20% of the other 50 + 5", "25% of those 40 + 2",
+     "1/4 of his 40 + 2", "half of 8 + 5", "3/4 of 8 + 5", "1 1/2 + 1/2", "2 (3 + 1)", "20% (3 + 1)", "(2 + 1)3 + 1"],
 )  # fmt: skip
 def test_no_part_of_a_left_side_is_taken_for_all_of_it(left: str):
     assert equations(f"That is {left} = 7") == []
