@@ -87,19 +87,14 @@ def _distance(paired: PairedDifference, alpha: float, power: float) -> float:
 
 def could_have_found(paired: PairedDifference, rule: VerdictConfig, findable: float, target: float) -> str:
     """`A change of 3.9 points would have been found with 80 % power; finding 1.0 needs about 7,900 items.`"""
-    said = could_find(findable, rule)
+    power = f"{100 * rule.power:g} % power"
+    said = f"A change of {100 * findable:.1f} points would have been found with {power}"
+    if findable == 1:
+        said = f"Too few items to be sure with {power} of finding any change"
     needed = items_needed(paired, target, rule.alpha, rule.power) if target and not _all_in_one_group(paired) else 0
     return (
         f"{said}; finding {100 * target:.1f} needs about {_rough(needed):,} items." if needed > paired.n else f"{said}."
     )
-
-
-def could_find(findable: float, rule: VerdictConfig) -> str:
-    """`A change of 3.9 points would have been found with 80 % power`."""
-    power = f"{100 * rule.power:g} % power"
-    if findable == 1:
-        return f"Too few items to be sure with {power} of finding any change"
-    return f"A change of {100 * findable:.1f} points would have been found with {power}"
 
 
 def _all_in_one_group(paired: PairedDifference) -> bool:

@@ -24,7 +24,7 @@ from lib.evaluation.compare import Category, Comparison
 from lib.evaluation.leaks import Near
 from lib.evaluation.results import ItemResult, Summary
 from lib.evaluation.statistics import Interval
-from lib.evaluation.verdict import could_find, wanted_effect
+from lib.evaluation.verdict import wanted_effect
 from lib.experiments.evidence import Provenance, needed, promised, provenance
 from lib.experiments.markdown import fenced, inline, table
 from lib.files import atomic_write
@@ -337,7 +337,10 @@ def rule(comparison: Comparison) -> str:
 def power(comparison: Comparison) -> str:
     """What the items could have shown."""
     found = comparison.outlook
-    said = could_find(found.detectable_effect, comparison.rule)
+    change = f"a change of {100 * found.detectable_effect:.1f} points is"
+    if found.detectable_effect == 1:
+        change = "no change is sure to be"
+    said = f"With {comparison.paired.n} items, {change} found with {100 * comparison.rule.power:g} % power"
     if found.items_needed is None or found.items_needed <= comparison.paired.n:
         return f"{said}."
     return f"{said}; for {100 * found.target:.1f} points, {found.items_needed:,} items like these are needed."

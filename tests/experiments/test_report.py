@@ -162,7 +162,7 @@ def test_a_completion_without_text_is_said_to_be_one(blank, said, comparison_of)
 
 def test_items_that_could_show_nothing_are_not_said_to_show_something(comparison_of):
     text = markdown(comparison_of(["x"]))
-    assert "Too few items to be sure with 80 % power of finding any change; for 1.0 points" in text
+    assert "With 2 items, no change is sure to be found with 80 % power; for 1.0 points" in text
     assert "of 100.0 points" not in text
 
 
