@@ -333,10 +333,12 @@ def _beyond(constant: Constant, found: Verdict, paired: PairedDifference, rule: 
         return found
     findable = minimum_detectable_effect(constant.paired, rule.alpha, rule.power)
     wanted = wanted_effect(rule)
-    word = "no detectable change" if findable <= wanted else "underpowered"
+    word, said = "underpowered", "Underpowered to tell it from a constant answer"
+    if findable <= wanted:
+        word, said = "no detectable change", "No detectable change beyond a constant answer"
     return Verdict(
         word,
-        f"{word.capitalize()} beyond a constant answer: accuracy {100 * paired.before:.1f} % before, "
+        f"{said}: accuracy {100 * paired.before:.1f} % before, "
         f"{100 * paired.after:.1f} % after on {paired.n} items, and always answering {constant.answer!r} gets "
         f"{100 * constant.paired.before:.1f} %. {could_have_found(constant.paired, rule, findable, wanted)}",
     )
