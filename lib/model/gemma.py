@@ -232,7 +232,7 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         queries, keys = rotate(queries, rotation), rotate(keys, view.rotation)
-        if cache is None and is_fused(queries, self.cap):
+        if cache is None and is_fused(queries, keys, self.cap):
             mixed = jax.nn.dot_product_attention(
                 queries, keys, values, mask=mask[:, None], scale=self.scale, implementation=FUSED
             )
@@ -280,16 +280,17 @@ class RMSNorm(nnx.Module):
         return (normed * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
-def is_fused(queries: jax.Array, cap: float | None) -> bool:
-    """Whether attention of queries [B, T, N, H] is left to cuDNN, which keeps no scores (arXiv 2205.14135).
+def is_fused(queries: jax.Array, keys: jax.Array, cap: float | None) -> bool:
+    """Whether attention of queries [B, T, N, H] to keys [B, S, K, H] is left to cuDNN, which keeps no scores
+    (arXiv 2205.14135).
 
     What it takes, backwards too: one NVIDIA GPU, half precision, no cap on scores; heads above 128 on 9.x alone.
     """
     capability = getattr(jax.local_devices()[0], "compute_capability", "")  # "9.0"; of other makers a name, or none
     if not capability[:1].isdigit() or not jax.sharding.get_abstract_mesh().empty:
         return False
-    T, H = queries.shape[1], queries.shape[3]
-    fits = T % 2 == 0 and H % 8 == 0 and H <= (256 if capability.startswith("9.") else 128)
+    T, S, H = queries.shape[1], keys.shape[1], queries.shape[3]
+    fits = T % 2 == S % 2 == 0 and H % 8 == 0 and H <= (256 if capability.startswith("9.") else 128)
     return fits and cap is None and queries.dtype in (jnp.bfloat16, jnp.float16)
 
 

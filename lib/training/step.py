@@ -5,8 +5,8 @@ number of trained tokens, so that ragged rows weigh as they would in one large b
 
 The logits of a large vocabulary are the memory peak of training, not the weights: 4 × 512 tokens over Gemma's 262,144
 words are 2 GB, and their gradient as much again. So none are made of the first places, in which no row is trained on,
-as prompts stand there; the others a part of the vocabulary at a time, and again where the gradient needs them. A batch
-whose logits are few is done at once.
+as prompts stand there; of these the last layer, too, works out keys and values alone. Of the others they are made a
+part of the vocabulary at a time, and again where the gradient needs them. A batch whose logits are few is done at once.
 
 Weights that are not trained go in beside the state, never inside the program: as constants they would be there twice.
 
@@ -60,8 +60,9 @@ def sum_loss(graph: nnx.GraphDef, dtype: str = "float32", remat: bool = False) -
 
     def loss(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         model: Gemma = nnx.merge(graph, in_dtype(join(frozen, params), dtype))
-        hidden, _ = model(batch.tokens, positions(batch.segments), causal_mask(batch.segments), remat=remat)
-        losses = token_losses(model, hidden[:, -batch.targets.shape[1] :], batch.targets)
+        places, mask, asked = positions(batch.segments), causal_mask(batch.segments), batch.targets.shape[1]
+        hidden, _ = model(batch.tokens, places, mask, remat=remat, asked=asked)
+        losses = token_losses(model, hidden, batch.targets)
         return jnp.sum(losses, where=batch.loss_mask), jnp.sum(batch.loss_mask)
 
     return loss

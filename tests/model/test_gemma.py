@@ -301,7 +301,7 @@ def test_what_is_asked_of_cudnn_is_our_attention(config: GemmaConfig, monkeypatc
     graph, shapes = abstract(lambda: Gemma(config, nnx.Rngs(0)))
     params = drawn(shapes)
     expected = packed_logits(params, graph)
-    monkeypatch.setattr(gemma, "is_fused", lambda queries, cap: True)
+    monkeypatch.setattr(gemma, "is_fused", lambda queries, keys, cap: True)
     monkeypatch.setattr(gemma, "FUSED", "xla")  # the same function, where there is no card
     np.testing.assert_allclose(packed_logits(params, graph), expected, **CLOSE)
     np.testing.assert_allclose(packed_logits(params, graph, 8), expected[:, -8:], **CLOSE)
@@ -311,7 +311,7 @@ def test_what_is_asked_of_cudnn_is_our_attention(config: GemmaConfig, monkeypatc
 def test_a_program_for_a_card_attends_by_cudnn_both_ways(asked: int | None, monkeypatch: pytest.MonkeyPatch):
     graph, shapes = abstract(lambda: Gemma(LATEST, nnx.Rngs(0)))
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
-    monkeypatch.setattr(gemma, "is_fused", lambda queries, cap: True)
+    monkeypatch.setattr(gemma, "is_fused", lambda queries, keys, cap: True)
     gradient = jax.jit(jax.grad(lambda params: packed_logits(in_dtype(params, "bfloat16"), graph, asked).sum()))
     program = gradient.trace(shapes).lower(lowering_platforms=("cuda",)).as_text()
     assert set(re.findall(r"__cudnn\$\w+", program)) == {
@@ -337,4 +337,6 @@ def test_a_program_for_a_card_attends_by_cudnn_both_ways(asked: int | None, monk
 def test_cudnn_is_asked_for_what_it_can(capability, dtype, head_dim, cap, fused, monkeypatch: pytest.MonkeyPatch):
     device = SimpleNamespace(compute_capability=capability) if capability else SimpleNamespace()
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert is_fused(jax.ShapeDtypeStruct((2, 12, 4, head_dim), dtype), cap) is fused
+    queries, keys = (jax.ShapeDtypeStruct((2, places, 4, head_dim), dtype) for places in (8, 12))
+    assert is_fused(queries, keys, cap) is fused
+    assert not is_fused(queries, jax.ShapeDtypeStruct((2, 11, 4, head_dim), dtype), cap)
