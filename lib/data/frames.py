@@ -19,6 +19,7 @@ from polars.io.plugins import register_io_source
 
 from lib.errors import RetraceError
 
+GROUP_ROWS, GROUP_BYTES = 4_000, 1 << 23  # a row group of a file has so many of either, where there are so many
 PART_ROWS = 25_000  # that are written at a time
 PART_BYTES = 1 << 26  # that are put in order at a time, while as many are read, unless PART_ROWS have more
 T = TypeVar("T")
@@ -39,12 +40,12 @@ def write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes], place: str) ->
     must be free to raise, to be interrupted, and to use the whole stack of this thread. Raises RetraceError, which
     tells the `place`, where the file cannot be written.
     """
-    if (first := next(frames, None)) is None:
+    if (first := _first_group(frames)) is None:
         return
     queue: Queue[pl.DataFrame | None] = Queue(maxsize=1)
     source = register_io_source(lambda *_: _until_none(queue), schema=first.schema)
     with ThreadPoolExecutor(1) as pool:
-        written = pool.submit(source.sink_parquet, file, row_group_size=len(first), **PARQUET)
+        written = pool.submit(source.sink_parquet, file, row_group_size=max(1, len(first)), **PARQUET)
         try:
             for frame in chain([first], frames):
                 _put(queue, frame, written)
@@ -56,6 +57,21 @@ def write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes], place: str) ->
         written.result()
     except pl.exceptions.PolarsError as error:
         raise RetraceError(f"{place}: cannot be written ({_reason(error, file)}); nothing was added") from None
+
+
+def _first_group(frames: Iterator[pl.DataFrame]) -> pl.DataFrame | None:
+    """The first rows, of as many frames as make a row group: all others of the file will have as many rows.
+
+    Of frames that were filtered little may be left, which is copied, or all that was read with it would stay in memory.
+    """
+    held: list[pl.DataFrame] = []
+    rows = size = 0
+    for frame in frames:
+        rows, size = rows + len(frame), size + frame.estimated_size()
+        if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+            return pl.concat([*held, frame])
+        held.append(pl.DataFrame(frame.rows(), frame.schema, orient="row"))
+    return pl.concat(held) if held else None
 
 
 def _reason(error: pl.exceptions.PolarsError, file: IO[bytes]) -> str:

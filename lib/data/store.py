@@ -30,14 +30,14 @@ import numpy as np
 import polars as pl
 from filelock import FileLock, Timeout
 
-from lib.data.frames import read_frames, write_frames
+from lib.data.frames import GROUP_BYTES, GROUP_ROWS, read_frames, write_frames
 from lib.errors import RequestError, RetraceError
 from lib.files import atomic_open
 from lib.trace import TRACE_VERSION, Entry, Facts, Trace, to_entry, utc_now
 
 LOCK_SECONDS = 60
 COLUMNS = [*Entry.__struct_fields__, "file", "line"]
-BATCH_TRACES, BATCH_CHARACTERS = 4_000, 1 << 23  # what is staged at a time
+BATCH_TRACES, BATCH_CHARACTERS = GROUP_ROWS, GROUP_BYTES  # what is staged at a time: a row group
 
 Scalar = str | int | float | bool | None
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.data import frames
 from lib.data import store as store_module
 from lib.data.store import Added, Store, first_of_each
 from lib.errors import RequestError, RetraceError
@@ -160,6 +161,7 @@ def test_ids_that_are_told_apart_only_by_themselves_are_not_mistaken(tmp_path: P
 
 def test_traces_of_many_batches_keep_their_order_and_are_read_in_pieces(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(store_module, "BATCH_TRACES", 7)
+    monkeypatch.setattr(frames, "GROUP_ROWS", 7)
     store, traces = Store(tmp_path), toys(*range(100))
     assert store.add([*traces[:60], *traces[50:]]) == Added(100, 10)
     assert store.add(traces) == Added(0, 100)
@@ -167,6 +169,16 @@ def test_traces_of_many_batches_keep_their_order_and_are_read_in_pieces(tmp_path
     alone = Store(tmp_path / "alone")
     alone.add(reversed(traces))
     assert store.content_hash() == alone.content_hash()
+
+
+def test_a_segment_of_which_little_came_first_is_as_small_as_any_other(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(store_module, "BATCH_TRACES", 100)
+    old, new = toys(*range(100)), toys(9_999, *range(100, 2_000), created_at="2020-01-01T00:00:00Z")
+    grown, whole = Store(tmp_path / "grown"), Store(tmp_path / "whole")
+    grown.add(old)
+    grown.add([*old[:99], *new])
+    whole.add(new)
+    assert whole.segments()[0].name in names(grown)
 
 
 def test_a_scan_may_be_left_before_its_end(tmp_path: Path):
