@@ -10,6 +10,7 @@ YAML is read by version 1.2's rules for scalars, as people expect them: `1e-5` i
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 import types
@@ -332,6 +333,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """The configuration, or a part of it such as a request, as text that reads back as the same values."""
     return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def in_line(text: str) -> str:
+    """A text as it may stand in a line of YAML and reads back as itself: `Topic`, `"1"`, `""`."""
+    plain = yaml.dump([text], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf).strip()
+    return text if plain == f"[{text}]" else json.dumps(text, ensure_ascii=False)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -90,7 +90,7 @@ def check_columns(columns: list[str], mapping: Mapping | None, where: str) -> No
     if missing:
         raise RequestError(f"{where}: columns: the mapping names {_named(missing)}, the file has {_named(columns)}")
     if unknown := [column for column in columns if column not in known]:
-        hint = mapping_hint(shown(unknown[0])[1:-1])
+        hint = mapping_hint(unknown[0])
         raise RequestError(f"{where}: columns: nothing says what becomes of {_named(unknown)}; {hint}")
 
 
@@ -122,7 +122,7 @@ def _check(mapping: Mapping, where: str) -> None:
             f"got {' and '.join(given) or 'none of them'}"
         )
     named = [*mapping.columns(), *mapping.ignore]
-    if wrong := [column for column in named if not isinstance(column, str) or not column]:
+    if wrong := [column for column in named if not isinstance(column, str)]:
         raise RequestError(f"{where}: meta, ignore: expected names of columns, got {shown(wrong[0])}")
     if twice := sorted({column for column in named if named.count(column) > 1}):
         raise RequestError(f"{where}: expected each column once, got twice: {_named(twice)}")

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from lib.config import in_line
 from lib.data.reasoning import split_completion
 from lib.data.renderer import parse_conversation, parse_response, render_prompt
 from lib.trace import (
@@ -132,8 +133,9 @@ def shape_of(keys: Collection[str]) -> type[Struct]:
 
 
 def mapping_hint(column: str) -> str:
-    """How a mapping says what becomes of a column that no shape has."""
-    return f"a mapping keeps it by `meta: {{{column}: {column}}}` or leaves it out by `ignore: [{column}]`"
+    """How a mapping says what becomes of a column that no shape has; of a long name the beginning is shown."""
+    name = in_line(column if len(column) <= 80 else f"{column[:50]}…")
+    return f"a mapping keeps it by `meta: {{{name}: {name}}}` or leaves it out by `ignore: [{name}]`"
 
 
 def exchange_of(field: str, messages: list[Message]) -> tuple[str, str]:

@@ -1,12 +1,13 @@
 """Mappings: every column is made something of, kept, or left out by name; nothing is left out unsaid."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from lib.data.importing import Accepted, Rejected, import_files, read_traces
-from lib.data.mapping import Mapping, load_mapping, parse_mapped
+from lib.data.mapping import Mapping, check_columns, load_mapping, parse_mapped
 from lib.data.store import Store
 from lib.errors import RequestError
 from lib.trace import InvalidTrace
@@ -35,6 +36,27 @@ def test_a_record_becomes_the_trace_that_the_mapping_says():
     assert (trace.prompt, trace.final_answer, trace.meta) == ("2+2?", "4", {"topic": "sums", "source": "quiz"})
     assert [step.content for step in trace.steps] == ["2 and 2", "make 4"]
     assert mapped(RECORD | {"Why": ["2 and 2", "make 4"], "A": 4}) == trace
+
+
+def test_a_column_without_a_name_is_kept_or_left_out_as_any_other(tmp_path: Path):
+    parts = "prompt: Q\nsteps: Why\nfinal_answer: A\n"
+    record = {"": 7} | {name: RECORD[name] for name in ("Q", "Why", "A")}
+    assert mapped(record, loaded(tmp_path, parts + "ignore: ['']")).meta == {}
+    assert mapped(record, loaded(tmp_path, parts + "meta: {row: ''}")).meta == {"row": 7}
+
+
+@pytest.mark.parametrize(
+    "name", ["Topic", "final answer", "", "1", "no", "a: b", "a, b", "# a", "it's", '"', "a\nb", "{"]
+)
+def test_the_hint_how_a_mapping_names_a_column_can_be_followed(tmp_path: Path, name: str):
+    parts = Mapping(prompt="Q", steps="Why", final_answer="A")
+    with pytest.raises(RequestError) as caught:
+        check_columns(["Q", "Why", "A", name], parts, "t.csv")
+    kept, left_out = re.findall("`(.*?)`", str(caught.value))
+    for line in (kept, left_out):
+        check_columns(
+            ["Q", "Why", "A", name], loaded(tmp_path, f"prompt: Q\nsteps: Why\nfinal_answer: A\n{line}"), "t.csv"
+        )
 
 
 def test_a_completion_and_messages_may_stand_under_any_name():
