@@ -12,7 +12,6 @@ stay in memory, whatever its texts.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from lib.config import DatasetConfig, TracesConfig
 from lib.data.duplicates import NearDuplicates
 from lib.data.frames import in_order
 from lib.data.renderer import CONTROL_IN_JSON, has_control_token
-from lib.data.store import Store, first_of_each, read_facts, read_segment, traces_in
+from lib.data.store import Store, first_of_each, read_facts, read_segment, remembering, traces_in
 from lib.errors import RequestError
 from lib.tasks import TASKS, group_keys, keys_within
 from lib.trace import Trace, shown
@@ -37,7 +36,6 @@ OVER_LIMIT, DUPLICATE, NEAR_DUPLICATE = "over the limit", "a duplicate of anothe
 CONTROL = "with a control token of the chat template, such as <eos>, in a text"
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
 SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
-KNOWN_FACTS = 100_000  # of which is remembered what was found out from them
 HEXADECIMAL = pl.col("content_sha256").bin.encode("hex")
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
 
@@ -186,7 +184,7 @@ class _Judge:
         self._codes: dict[str, int] = {}
         self.sources: dict[str, int] = {}
         self._letters = _letters(request.curation.scripts)
-        self._known = lru_cache(KNOWN_FACTS)(self._look_up)
+        self._known = remembering(self._look_up)
 
     def judged(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
         """Of each trace: whether it is left out, what it is ordered by, and what is counted of it."""

@@ -17,13 +17,14 @@ import errno
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import file_digest, sha256
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -38,6 +39,11 @@ from lib.trace import TRACE_VERSION, Entry, Facts, Trace, to_entry, utc_now
 LOCK_SECONDS = 60
 COLUMNS = [*Entry.__struct_fields__, "file", "line"]
 BATCH_TRACES, BATCH_CHARACTERS = GROUP_ROWS, GROUP_BYTES  # what is staged at a time: a row group
+KNOWN, SHORT = (
+    100_000,
+    1_000,
+)  # texts of which is remembered what was found of them, and characters that each has at most
+T = TypeVar("T")
 
 Scalar = str | int | float | bool | None
 
@@ -217,6 +223,15 @@ def read_facts(facts: str, place: str) -> Facts:
     read = _FACTS_DECODER.decode(facts)
     _check_version(read.trace_version, place)
     return read
+
+
+def remembering(look_up: Callable[..., T]) -> Callable[..., T]:
+    """The same function, of a text and what belongs to it, that remembers what it found of many short texts.
+
+    Generated traces ask and say the same again and again; long texts seldom recur, and so many would fill the memory.
+    """
+    known = lru_cache(KNOWN)(look_up)
+    return lambda text, *more: (known if len(text) <= SHORT else look_up)(text, *more)
 
 
 def _check_version(version: str, place: str) -> None:

@@ -12,6 +12,7 @@ from heapq import nlargest
 from typing import Any, NamedTuple
 
 from lib.data.renderer import EncodedExample, Encoder, Example, encode_example, render_turns
+from lib.data.store import SHORT
 from lib.data.tokenizer import Tokenizer
 from lib.errors import RequestError
 
@@ -152,12 +153,16 @@ def spread(total: int, samples: int) -> set[int] | range:
 
 
 def _count_tokens(texts: list[str], tokenizer: Tokenizer, known: dict[str, int]) -> list[int]:
-    """Tokens of each text; what is `known`, as generated traces ask and say the same again, is not counted anew."""
+    """Tokens of each text; what is `known`, as generated traces ask and say the same again, is not counted anew.
+
+    A long text is not remembered, as it seldom recurs.
+    """
     if len(known) > MAX_KNOWN:
         known.clear()
     new = list(dict.fromkeys(text for text in texts if text not in known))
-    known.update(zip(new, tokenizer.count_tokens(new), strict=True))
-    return [known[text] for text in texts]
+    counts = known | dict(zip(new, tokenizer.count_tokens(new), strict=True))
+    known.update((text, counts[text]) for text in new if len(text) <= SHORT)
+    return [counts[text] for text in texts]
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:

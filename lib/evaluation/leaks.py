@@ -21,12 +21,11 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
 from lib.data.dataset import Traces
-from lib.data.store import read_facts
+from lib.data.store import read_facts, remembering
 from lib.evaluation.evalsets import EvalItem
 from lib.tasks import TASKS, group_keys, keys_within
 from lib.trace import Trace, facts_of
@@ -69,11 +68,11 @@ def audit_all(traces: Iterable[Trace], eval_sets: Mapping[str, Sequence[EvalItem
     else:
         known, place = ((one.id, facts_of(one)) for one in traces), "trace"
 
-    @lru_cache(maxsize=100_000)  # traces ask the same questions again and again
+    @remembering  # traces ask the same questions again and again
     def matched(prompt: str, keys: tuple[str, ...]) -> list[tuple[str, int, str, float]]:
         return [(name, *same) for name, index in indexes.items() for same in index.asked(prompt, keys)]
 
-    @lru_cache(maxsize=100_000)  # and generated ones answer them in the same way
+    @remembering  # and generated ones answer them in the same way
     def asked(facts: str) -> list[tuple[str, int, str, float]]:
         of = read_facts(facts, place)
         return matched(of.prompt, tuple(sorted(group_keys(of.prompt, of.game, of.state))))

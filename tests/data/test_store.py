@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lib.data import frames
 from lib.data import store as store_module
-from lib.data.store import Added, Store, first_of_each
+from lib.data.store import Added, Store, first_of_each, remembering
 from lib.errors import RequestError, RetraceError
 from lib.files import repository_root, sha256_file
 from lib.trace import Trace, content_sha256, make_trace, parse_trace, to_json
@@ -179,6 +179,14 @@ def test_a_segment_of_which_little_came_first_is_as_small_as_any_other(tmp_path:
     grown.add([*old[:99], *new])
     whole.add(new)
     assert whole.segments()[0].name in names(grown)
+
+
+def test_what_is_found_of_short_texts_is_remembered_and_no_long_one_is_kept():
+    asked = []
+    look_up = remembering(lambda text, more="": asked.append(text) or f"{text}{more}")
+    for text, more in (("short", "1"), ("short", "2"), ("x" * 20_000, "1")):
+        assert [look_up(text, more) for _ in range(2)] == [f"{text}{more}"] * 2
+    assert [len(text) for text in asked] == [5, 5, 20_000, 20_000]
 
 
 def test_a_scan_may_be_left_before_its_end(tmp_path: Path):

@@ -65,6 +65,13 @@ def test_no_more_examples_are_held_at_once_than_a_batch(tokenizer: Tokenizer, mo
     assert held == [4, 4, 8, 8, 12, 12]
 
 
+def test_lengths_of_short_texts_are_remembered_and_no_long_text_is_kept(tokenizer: Tokenizer):
+    known: dict[str, int] = {}
+    texts = ["2 and 2", "2 " * 10_000, "2 and 2"]
+    assert [module._count_tokens(texts, tokenizer, known) for _ in range(2)] == [tokenizer.count_tokens(texts)] * 2
+    assert list(known) == ["2 and 2"]
+
+
 def test_percentiles_are_by_nearest_rank_and_what_would_not_fit_is_counted():
     found = Lengths({10: 90, 20: 6, 30: 3, 500: 1}, 0, [])
     assert [found.percentile(percent) for percent in (0, 50, 90, 91, 96, 97, 99, 100)] == [
