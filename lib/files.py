@@ -82,8 +82,10 @@ def shown_path(path: Path) -> str:
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` when the block ends, and leaves no trace when it raises.
 
-    An OSError of writing it, as where the disk is full, names the file.
+    A link there is replaced, not followed. An OSError of writing it, as where the disk is full, names the file.
+    Raises RequestError where a device or a pipe is at `path`.
     """
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = ""
     try:
@@ -101,6 +103,12 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
             error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+def check_replaceable(path: Path, advice: str = "give another name") -> None:
+    """Raise RequestError where something is at `path` that no file may take the place of: a device, a pipe."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise RequestError(f"{path}: is no regular file; {advice}")
 
 
 @contextmanager
@@ -154,6 +162,7 @@ def _held(folder: Path | str) -> int:
 
 def check_writable(path: Path) -> None:
     """Raise OSError where `path` could not be written: asked before long work whose result it is to hold."""
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         tempfile.TemporaryFile(dir=path.parent).close()

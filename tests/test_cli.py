@@ -452,6 +452,18 @@ def test_what_is_left_out_is_no_line_among_the_traces_that_are_printed(gym, call
     assert written.out == ended.err and written.err == ""
 
 
+def test_output_goes_where_a_link_leads_and_takes_the_place_of_no_pipe(call, tmp_path):
+    link, pipe, there = tmp_path / "link.jsonl", tmp_path / "pipe", tmp_path / "disk" / "t.jsonl"
+    link.symlink_to(there)
+    os.mkfifo(pipe)
+    for _ in range(2):
+        assert call(*GENERATE, "--count", 3, "--no-persist", "--output", link).status == 0
+        assert link.is_symlink() and there.read_text().count("\n") == 3
+    refused = call(*GENERATE, "--count", 3, "--output", pipe)
+    said = f"error: {pipe}: is no regular file; leave out --output for standard output\n"
+    assert (refused.status, refused.out, refused.err) == (2, "", said) and pipe.is_fifo()
+
+
 def test_output_beside_the_store_holds_the_same_traces(call, tmp_path):
     ended = call(*GENERATE, "--count", 3, "--output", tmp_path / "t.jsonl")
     assert ended.status == 0 and "3 traces added" in ended.out

@@ -17,6 +17,7 @@ from lib.files import (
     atomic_folder,
     atomic_open,
     atomic_write,
+    check_writable,
     child,
     is_sealed,
     repository_root,
@@ -44,6 +45,17 @@ def test_f23_an_interrupted_write_leaves_the_old_content_alone(tmp_path: Path, i
         file.write(b"new")
         raise interruption
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_takes_the_place_of_a_link_and_not_of_a_pipe(tmp_path: Path):
+    pipe, link, other = tmp_path / "pipe", tmp_path / "link", tmp_path / "other"
+    os.mkfifo(pipe)
+    link.symlink_to(other)
+    for ask in (check_writable, lambda path: atomic_write(path, "x")):
+        with pytest.raises(RequestError, match="pipe: is no regular file"):
+            ask(pipe)
+    atomic_write(link, "x")
+    assert pipe.is_fifo() and not link.is_symlink() and not other.exists()
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):

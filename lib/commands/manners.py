@@ -138,14 +138,15 @@ def as_json() -> bool:
 
 
 def write_lines(path: Path | None, lines: Iterable[bytes]) -> None:
-    """To a file, whole or not at all, or to standard output."""
-    from lib.files import atomic_open
+    """To a file, that to which a link of this name leads, whole or not at all, or to standard output."""
+    from lib.files import atomic_open, check_replaceable
 
     if path is None:
         sys.stdout.buffer.writelines(lines)
         sys.stdout.buffer.flush()
     else:
-        with atomic_open(path) as file:
+        check_replaceable(path, "leave out --output for standard output")
+        with atomic_open(Path(os.path.realpath(path)) if path.is_symlink() else path) as file:
             file.writelines(lines)
 
 
