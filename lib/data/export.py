@@ -36,6 +36,7 @@ from lib.errors import RequestError
 from lib.trace import TRACE_VERSION, InvalidTrace, Trace, read_strictly
 
 MAX_SHOWN = 5
+NEEDED = frozenset({"created_at", "trace_version", "step_types", "format"})  # of `metadata`, for a file to train on
 
 
 def _trace(trace: Trace, example: Example) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from lib.config import DatasetConfig, TracesConfig
 from lib.data.duplicates import NearDuplicates
+from lib.data.export import NEEDED
 from lib.data.frames import in_order
 from lib.data.renderer import CONTROL_IN_JSON, has_control_token
 from lib.data.store import Store, first_of_each, read_facts, read_segment, remembering, traces_in
@@ -34,8 +35,10 @@ HELD_OUT_PERCENT = 5
 NOT_PLAYED = "of another seed, count or engine than traces asks for"
 OVER_LIMIT, DUPLICATE, NEAR_DUPLICATE = "over the limit", "a duplicate of another", "nearly a duplicate of another"
 CONTROL = "with a control token of the chat template, such as <eos>, in a text"
+NAMED = f"with a key of meta that the file to train on has itself ({', '.join(sorted(NEEDED))})"
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
 SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
+NEEDED_IN_JSON = f'"({"|".join(sorted(NEEDED))})":'
 HEXADECIMAL = pl.col("content_sha256").bin.encode("hex")
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
 
@@ -179,7 +182,8 @@ class _Judge:
     def __init__(self, request: DatasetConfig, reserved: dict[str, str], generated: TracesConfig | None):
         self.request, self.reserved, self.generated = request, reserved, generated
         suspect = pl.col("record").str.contains(CONTROL_IN_JSON).alias("suspect")
-        self.columns = ["record", "facts", suspect, *_ordering(request)]
+        named = pl.col("record").str.count_matches(NEEDED_IN_JSON) > 2  # the record has a version and a time of its own
+        self.columns = ["record", "facts", suspect, named.alias("named"), *_ordering(request)]
         self.reasons: list[str] = []
         self._codes: dict[str, int] = {}
         self.sources: dict[str, int] = {}
@@ -268,6 +272,9 @@ class _Judge:
         suspects = np.flatnonzero(frame["suspect"].to_numpy() & (codes == CHOSEN))
         for place, trace in zip(suspects, traces_in(frame.select("record")[suspects], "the store"), strict=True):
             codes[place] = self.code(CONTROL) if has_control_token(trace) else CHOSEN
+        named = np.flatnonzero(frame["named"].to_numpy() & (codes == CHOSEN))
+        for place, with_meta in zip(named, map(_META.decode, frame["record"].gather(named)), strict=True):
+            codes[place] = self.code(NAMED) if NEEDED & with_meta.meta.keys() else CHOSEN
         if rule.verified:
             left = np.flatnonzero(codes == CHOSEN)
             untrue = map(_found_by_engine, traces_in(frame.select("record")[left], "the store"))

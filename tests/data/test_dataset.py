@@ -23,12 +23,14 @@ from lib.data.dataset import (
     load_dataset,
 )
 from lib.data.duplicates import jaccard, runs_of
+from lib.data.export import FORMATS, NEEDED, export_lines
 from lib.data.importing import import_files
 from lib.data.records import parse_record
 from lib.data.renderer import encode_example, render_example
 from lib.data.selection import (
     CONTROL,
     DUPLICATE,
+    NAMED,
     NEAR_DUPLICATE,
     NOT_PLAYED,
     OVER_LIMIT,
@@ -341,6 +343,22 @@ def test_only_what_an_engine_finds_true_stays(tmp_path: Path):
     dataset = curated(store, verified=True)
     assert {trace.id for trace in dataset.traces} == {trace.id for trace in true}
     assert dataset.manifest["dropped"] == {UNCHECKED: 2, UNTRUE: 1}
+
+
+def test_what_no_file_to_train_on_could_hold_is_left_out_and_what_is_chosen_can_be_exported(tmp_path: Path):
+    traces = [
+        make_trace('"created_at": "format":', [("step", '{"step_types": 1}')], "1", {"of": {"format": 1}}),
+        *[make_trace(f"{name}?", [("step", "s")], "1", {name: "mine"}) for name in sorted(NEEDED)],
+    ]
+    dataset = built(stored(tmp_path, *traces))
+    assert dataset.manifest["dropped"] == {NAMED: len(NEEDED)} and [trace.meta for trace in dataset.traces] == [
+        {"of": {"format": 1}}
+    ]
+    for format in FORMATS:
+        assert len(list(export_lines(dataset.traces, format))) == 1
+    for trace in traces[1:]:
+        with pytest.raises(RequestError, match="is a name that the export needs"):
+            list(export_lines([trace], "tunix_sft"))
 
 
 def test_of_duplicates_the_first_in_order_stays(tmp_path: Path):
