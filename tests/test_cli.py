@@ -766,6 +766,15 @@ def test_a_list_that_was_cut_says_so(call, tmp_path):
     assert "…" not in call("traces", "list", "--limit", 10).out.split("meta, with")[0]
 
 
+def test_meta_values_are_listed_as_a_filter_names_them(call, tmp_path):
+    values = [1, "1", True, "true", 1.0, "red", "", ["x"], {"x": 1}]
+    traces = [TRACE | {"prompt": f"{number} + 1?", "meta": {"v": value}} for number, value in enumerate(values)]
+    assert call("traces", "import", lines(tmp_path / "t.jsonl", *traces)).status == 0
+    named = ["1", '"1"', "true", '"true"', "1.0", "red", '""', "[…]", "{…}"]
+    told = json.loads(call("traces", "list", "--json").out)
+    assert told["meta"] == {"v": dict.fromkeys(named, 1)} and told["count"] == len(told["traces"]) + 4 == 9
+
+
 def test_what_a_shell_is_offered(in_job, monkeypatch):
     assert run_names() == ["duel"] and dataset_keys() == ["duel-v1"] and "high_card_duel_v1" in eval_sets()
     assert "configs/smoke.yaml" in config_files()

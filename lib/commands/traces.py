@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -119,24 +120,36 @@ def traces_import(arguments: argparse.Namespace) -> None:
 def traces_list(arguments: argparse.Namespace) -> None:
     from lib.experiments.stages import store
 
-    traces = sorted(store().scan(), key=lambda trace: (trace.created_at, trace.id), reverse=True)
+    count = store().count()
+    newest = nlargest(arguments.limit, store().scan(), key=lambda trace: (trace.created_at, trace.id))
     if as_json():
         shown = [{"id": t.id, "created_at": t.created_at, "prompt": t.prompt, "final_answer": t.final_answer}
-                 for t in traces[: arguments.limit]]  # fmt: skip
-        tell_json({"count": len(traces), "traces": shown, "meta": store().meta_values()})
+                 for t in newest]  # fmt: skip
+        meta = {key: {_spelt(text): times for text, times in found.items()}
+                for key, found in store().meta_values().items()}  # fmt: skip
+        tell_json({"count": count, "traces": shown, "meta": meta})
         return
-    tell(f"{len(traces)} traces in {shown_path(store().folder)}")
-    for trace in traces[: arguments.limit]:
+    tell(f"{count} traces in {shown_path(store().folder)}")
+    for trace in newest:
         tell(f"  {trace.id[:8]}  {trace.created_at[:19]}  {short(trace.prompt, 70)}  → {short(trace.final_answer, 20)}")
-    if len(traces) > arguments.limit:
-        tell(f"  … and {len(traces) - arguments.limit} more")
+    if count > arguments.limit:
+        tell(f"  … and {count - arguments.limit} more")
     if values := store().meta_values(SHOWN_VALUES + 1):
         tell("meta, with the number of traces:")
     for key, found in values.items():
-        shown = [f"{short(str(value), 30)} ({count})" for value, count in found.items()]
+        shown = [f"{short(_spelt(text), 30)} ({times})" for text, times in found.items()]
         tell(f"  {key}: {', '.join(shown[:SHOWN_VALUES])}{', …' if len(shown) > SHOWN_VALUES else ''}")
-    if not traces:
+    if not count:
         tell("generate or import some: python -m lib traces --help")
+
+
+def _spelt(value: str) -> str:
+    """A value of meta, given as JSON, as a filter in YAML names it; of a list or an object it tells that it is one."""
+    from lib.config import in_line
+
+    if value in ("[]", "{}"):
+        return "…".join(value)
+    return in_line(json.loads(value)) if value.startswith('"') else value
 
 
 def traces_show(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ stay in memory, whatever its texts.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -439,7 +440,7 @@ def _nothing_matches(store: Store, request: DatasetConfig) -> str:
     return f"none of {total} traces matches {asked}; the store holds {held}"
 
 
-def _held(key: str, values: dict[str, dict]) -> str:
+def _held(key: str, values: dict[str, dict[str, int]]) -> str:
     if key not in values:
         return f"no key {key}, only {', '.join(values) or 'none'}"
-    return f"{key}: {', '.join(map(shown, list(values[key])[:8]))}"
+    return f"{key}: {', '.join(shown(json.loads(text)) for text in list(values[key])[:8])}"

@@ -43,9 +43,8 @@ KNOWN, SHORT = (
     100_000,
     1_000,
 )  # texts of which is remembered what was found of them, and characters that each has at most
+VALUES = 2_000  # of a key of meta, that are counted
 T = TypeVar("T")
-
-Scalar = str | int | float | bool | None
 
 
 class Added(NamedTuple):
@@ -105,13 +104,17 @@ class Store:
         """SHA-256 over the sorted content hashes of all traces."""
         return hash_of_lines(sorted_parts(contents_of(self.segments())))
 
-    def meta_values(self, limit: int = 20) -> dict[str, dict[Scalar, int]]:
-        """For each key of `meta` its most frequent scalar values and how often each comes."""
-        counts: defaultdict[str, Counter[Scalar]] = defaultdict(Counter)
+    def meta_values(self, limit: int = 20) -> dict[str, dict[str, int]]:
+        """For each key of `meta` its most frequent values, as JSON, and how often each comes.
+
+        A list counts as `[]` and an object as `{}`. Of a key only the VALUES that come first are counted.
+        """
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for trace in self.scan():
             for key, value in trace.meta.items():
-                if not isinstance(value, dict | list):
-                    counts[key][value] += 1
+                text = msgspec.json.encode(type(value)() if isinstance(value, dict | list) else value).decode()
+                if text in counts[key] or len(counts[key]) < VALUES:
+                    counts[key][text] += 1
         return {key: dict(counts[key].most_common(limit)) for key in sorted(counts)}
 
     def segments(self) -> list[Path]:

@@ -125,6 +125,8 @@ def test_an_empty_selection_names_what_the_store_does_hold(tmp_path: Path):
         "none of 4 traces matches game='z' or 'y', late=1; the store holds game: 'a', 'b', 'c'; "
         "no key late, only even, game, n"
     )
+    tagged = make_trace("q", [("s", "c")], "a", {"tags": ["x"]})
+    assert "the store holds tags: a list" in refusal(stored(tmp_path / "tagged", tagged), filters={"tags": "x"})
 
 
 def test_ids_that_begin_alike_are_told_apart_by_their_ends(tmp_path: Path):

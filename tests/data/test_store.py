@@ -198,8 +198,25 @@ def test_a_scan_may_be_left_before_its_end(tmp_path: Path):
 def test_meta_values_are_counted_most_frequent_first(tmp_path: Path):
     store = Store(tmp_path)
     store.add([*toys(0, 1, 3, 4, 6), make_trace("q", [("s", "c")], "a", {"list": [1]})])
-    assert store.meta_values() == {"flag": {True: 5}, "game": {"duel": 5}, "n": {0: 3, 1: 2}}
-    assert store.meta_values(limit=1)["n"] == {0: 3}
+    assert store.meta_values() == {"flag": {"true": 5}, "game": {'"duel"': 5}, "list": {"[]": 1}, "n": {"0": 3, "1": 2}}
+    assert store.meta_values(limit=1)["n"] == {"0": 3}
+
+
+def test_meta_values_of_other_kinds_are_other_values(tmp_path: Path):
+    store = Store(tmp_path)
+    store.add(
+        make_trace("q", [("s", "c")], "a", {"v": value}) for value in (1, True, 1.0, "1", None, [2], [], {"a": 1})
+    )
+    assert store.meta_values() == {"v": {"[]": 2, **dict.fromkeys(("1", "true", "1.0", '"1"', "null", "{}"), 1)}}
+
+
+def test_no_more_meta_values_are_held_than_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "VALUES", 3)
+    store = Store(tmp_path)
+    store.add(make_trace(f"{n}?", [("s", "c")], "a", {"n": n, "even": n % 2}) for n in [*range(6), 2])
+    store.add(make_trace("again?", [("s", str(n))], "a", {"n": 2}) for n in range(3))
+    found = store.meta_values()
+    assert found["even"] == {"0": 3, "1": 3} and len(found["n"]) == 3 and found["n"]["2"] == 4
 
 
 def test_f35_a_flipped_bit_anywhere_in_a_segment_is_named(tmp_path: Path):
