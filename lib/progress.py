@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -34,7 +34,7 @@ def terminal() -> str:
 def _bar(options: dict[str, Any]) -> Iterator[tqdm]:
     named = os.environ.get(VARIABLE)
     if named:
-        with open(named, "w") as file, tqdm(**options, dynamic_ncols=True, file=file) as bar:
+        with _opened(named) as file, tqdm(**options, dynamic_ncols=True, file=file) as bar:
             yield bar
     elif named is None and _in_kernel():
         with _InNotebook(**options, ncols=90, ascii=False, file=io.StringIO()) as bar:
@@ -43,6 +43,14 @@ def _bar(options: dict[str, Any]) -> Iterator[tqdm]:
         silent = named == "" or not sys.stderr.isatty()
         with tqdm(**options, dynamic_ncols=True, file=sys.stderr, disable=silent) as bar:
             yield bar
+
+
+def _opened(terminal: str) -> IO[str]:
+    """The terminal, or nowhere, where nobody watches it any more or it is another user's."""
+    try:
+        return open(terminal, "w")
+    except OSError:
+        return open(os.devnull, "w")
 
 
 def _in_kernel() -> bool:

@@ -40,3 +40,12 @@ def test_a_notebook_under_a_command_shows_nothing_itself(drawn, monkeypatch, tmp
         with progress(4, "training", "steps") as bar:
             bar.update(4)
     assert drawn == [] and "training" in (tmp_path / "terminal").read_text()
+
+
+def test_where_the_terminal_is_gone_or_not_ours_no_bar_is_drawn_and_the_work_goes_on(monkeypatch, tmp_path, capsys):
+    for terminal in (tmp_path / "gone" / "terminal", tmp_path):
+        monkeypatch.setenv(VARIABLE, str(terminal))
+        with progress(4, "training", "steps") as bar:
+            bar.update(4)
+        assert bar.n == 4
+    assert capsys.readouterr() == ("", "") and list(tmp_path.iterdir()) == []
