@@ -142,28 +142,28 @@ class Store:
         del known
         fresh = first_of_each(every[:, 1], every[:, 2])[there:]
         if len(suspects := _suspects(every)):
-            self._refuse_taken(suspects, staged, fresh)
+            self._refuse_taken(suspects, staged)
         return fresh
 
-    def _refuse_taken(self, suspects: np.ndarray, staged: IO[bytes], fresh: np.ndarray) -> None:
+    def _refuse_taken(self, suspects: np.ndarray, staged: IO[bytes]) -> None:
         """Raise RequestError at the first trace whose id is that of other content, here or earlier in the file.
 
-        `suspects` are the hashes of the ids to look at; it is the ids themselves that are compared.
+        Earlier, a trace owns its id even where its content is there already under another one: else the same file
+        would be taken once and refused later. `suspects` are the hashes of the ids to look at; it is the ids
+        themselves that are compared.
         """
         suspected, columns = _ID.is_in(pl.Series(suspects).implode()), ("id", "content_sha256")
         owners: dict[str, str] = {}
         for path in self.segments():
             for frame in read_segment(path, *columns):
                 owners.update(frame.filter(suspected).iter_rows())
-        for frame in _with_flags(read_frames(staged, *columns, "file", "line"), fresh):
-            for id, content, file, line, is_fresh in frame.filter(suspected).iter_rows():
-                if owners.get(id, content) != content:
+        for frame in read_frames(staged, *columns, "file", "line"):
+            for id, content, file, line in frame.filter(suspected).iter_rows():
+                if owners.setdefault(id, content) != content:
                     raise RequestError(
                         f"{f'{file}:{line}: ' * (file is not None)}trace id {id!r} is taken by other content; "
-                        "give this trace another id, or none (nothing was added)"
+                        "give this trace another id, or none, or import into another --home (nothing was added)"
                     )
-                if is_fresh:
-                    owners[id] = content
 
     def _publish(self, staged: IO[bytes], fresh: np.ndarray) -> None:
         """Make a segment of what is fresh."""

@@ -107,9 +107,9 @@ def test_the_same_id_with_other_content_is_refused_by_name(tmp_path: Path):
 
 def one_at_a_time(held: dict[str, str], given: list[tuple[str, str]]) -> dict[str, str] | None:
     """What a store of content by id holds after these, told as simply as can be; None where an id is taken."""
-    held = dict(held)
+    held, owners = dict(held), dict(held)
     for id, content in given:
-        if held.get(id, content) != content:
+        if owners.setdefault(id, content) != content:
             return None
         if content not in held.values():
             held[id] = content
@@ -137,6 +137,7 @@ def test_what_is_new_and_what_is_refused_is_as_one_at_a_time_would_have_it(tmp_p
             held = expected
             assert {trace.id: trace.prompt for trace in store.scan()} == held
             assert store.count() == len(held)
+            assert store.add(traces) == Added(0, len(traces))
 
 
 halves = st.sampled_from([0, 1, 1 << 55, 1 << 56, (1 << 56) + 1, (1 << 64) - 1])
