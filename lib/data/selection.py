@@ -39,6 +39,7 @@ CONTROL = "with a control token of the chat template, such as <eos>, in a text"
 NAMED = f"with a key of meta that the file to train on has itself ({', '.join(sorted(NEEDED))})"
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
 SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
+TOLD_SOURCES = 100  # by name, as a source may be anything, such as an address for each trace
 NEEDED_IN_JSON = f'"({"|".join(sorted(NEEDED))})":'
 HEXADECIMAL = pl.col("content_sha256").bin.encode("hex")
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
@@ -51,7 +52,7 @@ class Selection(NamedTuple):
     codes    uint8, 0 for the chosen, 255 for what the filters do not match, else a number of `reasons`, from 1 on
     order    uint32, for each place the number of the trace that has it, in a scan
     facts    steps, characters and held_out of each of the chosen, in the order of a scan
-    sources  how many of the chosen come from each
+    sources  how many of the chosen come from each, or from the others of many
     """
 
     segments: list[Path]
@@ -120,7 +121,7 @@ def select(
         order = _without(order, np.arange(len(order)) < request.limit, codes, judge.code(OVER_LIMIT))
     facts = pl.DataFrame({name: values[codes == CHOSEN] for name, values in index.items()})
     counts = np.bincount(facts.drop_in_place("source").to_numpy(), minlength=len(judge.sources)).tolist()
-    sources = {source: count for source, count in sorted(zip(judge.sources, counts, strict=True)) if count}
+    sources = _told({source: count for source, count in sorted(zip(judge.sources, counts, strict=True)) if count})
     made = Selection(segments, scratch, _places(order, len(codes)), codes, order, judge.reasons, facts, sources)
     if not len(made):
         reasons = "; ".join(f"{count} {reason}" for reason, count in made.dropped.items())
@@ -404,6 +405,14 @@ def _places(order: np.ndarray, total: int) -> np.ndarray:
     places = np.full(total, -1, np.int32)
     places[order] = np.arange(len(order), dtype=np.int32)
     return places
+
+
+def _told(sources: dict[str, int]) -> dict[str, int]:
+    """The sources, where they are no more than are told; else our engines, the commonest, and the others together."""
+    kept = set(sorted(sources, key=lambda source: (source not in SOURCES.values(), -sources[source]))[:TOLD_SOURCES])
+    others = [count for source, count in sources.items() if source not in kept]
+    told = {source: count for source, count in sources.items() if source in kept}
+    return told | ({f"{len(others)} others": sum(others)} if others else {})
 
 
 def _is_of_an_engine(meta: dict[str, Any], game: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from lib.config import CurationConfig, DatasetConfig, TracesConfig
 from lib.data import dataset as module
-from lib.data import frames
+from lib.data import frames, selection
 from lib.data.dataset import (
     Dataset,
     build_dataset,
@@ -361,6 +361,17 @@ def test_what_no_file_to_train_on_could_hold_is_left_out_and_what_is_chosen_can_
     for trace in traces[1:]:
         with pytest.raises(RequestError, match="is a name that the export needs"):
             list(export_lines([trace], "tunix_sft"))
+
+
+def test_of_many_sources_the_engines_and_the_commonest_are_told_by_name(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(selection, "TOLD_SOURCES", 3)
+    names = ["builtin", "b", "b", "c", "c", *"adef"]
+    traces = [make_trace(f"{n}?", [("step", "s")], "1", {"source": name}) for n, name in enumerate(names)]
+    store = stored(tmp_path, *traces)
+    sources = built(store).manifest["provenance"]["sources"]
+    assert list(sources.items()) == [("b", 2), ("builtin", 1), ("c", 2), ("4 others", 4)]
+    few = built(store, version="v2", filters={"source": ["c", "a", "builtin"]})
+    assert few.manifest["provenance"]["sources"] == {"a": 1, "builtin": 1, "c": 2}
 
 
 def test_of_duplicates_the_first_in_order_stays(tmp_path: Path):
