@@ -39,10 +39,7 @@ from lib.trace import TRACE_VERSION, Entry, Facts, Trace, to_entry, utc_now
 LOCK_SECONDS = 60
 COLUMNS = [*Entry.__struct_fields__, "file", "line"]
 BATCH_TRACES, BATCH_CHARACTERS = GROUP_ROWS, GROUP_BYTES  # what is staged at a time: a row group
-KNOWN, SHORT = (
-    100_000,
-    1_000,
-)  # texts of which is remembered what was found of them, and characters that each has at most
+KNOWN, SHORT = 100_000, 1_000  # texts of which it is remembered what was found, and characters of each at most
 VALUES = 2_000  # of a key of meta, that are counted
 T = TypeVar("T")
 
