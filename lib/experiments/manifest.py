@@ -20,6 +20,7 @@ from lib.trace import utc_now
 PATCH = "git.patch"
 # What a run executes and reads of the repository: changes elsewhere in the tree do not touch it.
 CODE = ("lib", "notebooks", "evalsets", "pyproject.toml", "requirements.txt")
+LEAVINGS = {".ipynb_checkpoints", ".DS_Store", "Thumbs.db"}  # of JupyterLab and file managers, in any folder they show
 
 
 def write_manifest(
@@ -74,11 +75,12 @@ def hash_files(folder: Path, names: Collection[str] | None = None) -> dict[str, 
 
 
 def artifact_names(folder: Path) -> set[str]:
-    """The path in the folder of every file of a run, but its bookkeeping and what is made from metrics.jsonl for
-    TensorBoard; a link is named, never followed.
+    """The path in the folder of every file of a run, but its bookkeeping, what is made from metrics.jsonl for
+    TensorBoard, and what is left by who looked at it; a link is named, never followed.
     """
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
-    return {name for name in found - BOOKKEEPING if not name.startswith(f"{EVENTS}/")}
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    names = {path.as_posix() for path in found if LEAVINGS.isdisjoint(path.parts)}
+    return {name for name in names - BOOKKEEPING if not name.startswith(f"{EVENTS}/")}
 
 
 def environment() -> list[str]:

@@ -144,6 +144,19 @@ def test_one_changed_byte_of_the_dataset_is_named_by_verify(run, capsys):
 
 
 @pytest.mark.parametrize(
+    "name", [".ipynb_checkpoints/03_train-checkpoint.ipynb", "checkpoint-final/.DS_Store", "checkpoints/Thumbs.db"]
+)
+def test_what_is_left_by_who_looked_at_a_run_is_no_part_of_it(name, run, capsys):
+    sealed_before = manifest.hash_files(run)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text("what was seen")
+    assert reproduce("verify", run.name) == 0 and manifest.hash_files(run) == sealed_before
+    (run / "notes.txt").write_text("a note")
+    assert reproduce("verify", run.name) == 1 and name not in (said := capsys.readouterr().out)
+    assert "extra: notes.txt" in said
+
+
+@pytest.mark.parametrize(
     "change, row",
     [
         ({"dataset_sha256": "0"}, "dataset content"),
