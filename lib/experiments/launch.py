@@ -37,7 +37,6 @@ def start(words: list[str], processes: int) -> None:
                 with open(log, "wb") as file:
                     children.append(_child(words, os.environ | job | who, file if number else None))
             failed = _wait(children)
-            _until_ended(children)
         finally:
             _stop(children)
         if failed == 0 and children[0].returncode > 0:
@@ -51,14 +50,24 @@ def _child(words: list[str], environment: dict[str, str], errors: IO[bytes] | No
 
 
 def _wait(children: list[subprocess.Popen]) -> int | None:
-    """Until all are done; the number of the one that failed first, of several at once one that was killed."""
-    while True:
-        statuses = [child.poll() for child in children]
-        if failed := [number for number, status in enumerate(statuses) if status]:
-            return min(failed, key=lambda number: statuses[number])
-        if None not in statuses:
-            return None
+    """Until all are done, or one failed and the others have had a moment; the number of the one to blame."""
+    while not any(first := [child.poll() for child in children]) and None in first:
         time.sleep(0.1)
+    _until_ended(children)
+    return _to_blame(first, [child.poll() for child in children])
+
+
+def _to_blame(first: list[int | None], then: list[int | None]) -> int | None:
+    """The one that refused the request, else one that was killed, else one that failed first.
+
+    The others end because it did: by status 1, or aborted by jax, which does so where process 0 is gone.
+    """
+    failed = [number for number, status in enumerate(then) if status]
+    return min(
+        failed,
+        key=lambda number: (then[number] != 2, then[number] == -signal.SIGABRT, then[number] > 0, not first[number]),
+        default=None,
+    )
 
 
 def _stop(children: list[subprocess.Popen]) -> None:

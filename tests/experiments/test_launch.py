@@ -13,6 +13,7 @@ import pytest
 from lib.__main__ import main
 from lib.data.dataset import Dataset
 from lib.data.export import export_lines
+from lib.experiments import launch
 from lib.files import repository_root
 from lib.model.weights import load_model
 
@@ -108,6 +109,32 @@ def test_only_what_several_processes_can_do_is_launched(capsys: pytest.CaptureFi
     assert "did you mean --config?" in capsys.readouterr().err
     assert main(["launch", "--processes", "0", *training(Path("x"), "a", "b")]) == 2
     assert "--processes: expected at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "commands, status, named",
+    [
+        (["sleep 0.5; exit 2", "exit 1"], 2, None),  # the first has said why itself
+        (["sleep 0.5; exit 1", "exit 2"], 2, "process 1 of 2 ended with status 2"),
+        (["exit 1", "kill -KILL $$"], 1, "process 1 of 2 was killed by SIGKILL"),
+        (["exit 1", "kill -ABRT $$"], 1, None),
+        (["exit 2", "kill -ABRT $$"], 2, None),
+        (["exit 0", "kill -ABRT $$"], 1, "process 1 of 2 was killed by SIGABRT"),
+        (["exit 0", "exit 0"], 0, None),
+    ],
+)
+def test_the_process_that_began_it_is_named_not_those_that_end_because_of_it(
+    commands: list[str], status: int, named: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    given = iter(commands)
+    monkeypatch.setattr(
+        launch, "_child", lambda words, environment, errors: subprocess.Popen(["sh", "-c", next(given)], stderr=errors)
+    )
+    try:
+        assert main(["launch", "--processes", "2", *training(Path("x"), "a", "b")]) == status
+    except SystemExit as end:
+        assert end.code == status and not named
+    assert (named or "") in (said := capfd.readouterr().err) and bool(said) == bool(named)
 
 
 @DISTRIBUTED
