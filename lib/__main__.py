@@ -5,7 +5,6 @@ Exit status: 0 done, 1 it failed, 2 the request was wrong. An error is one line:
 """
 
 import argparse
-import errno
 import gc
 import os
 import signal
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 from lib.commands import datasets, doctor, evaluation, launch, models, runs, traces
 from lib.commands.manners import heed, red, stop_talking, tell
 from lib.commands.parser import PROGRAM, Parser, common_flags, flag
-from lib.errors import RequestError, RetraceError
+from lib.errors import RetraceError, Terminated, exit_status
 
 EXAMPLES = """examples:
   python -m lib run configs/quickstart.yaml                   the whole job, into runs/
@@ -54,10 +53,6 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end."""
-
-
 def main(words: list[str] | None = None) -> int:
     """Do what the words ask. Returns the exit status."""
     reading = parser()
@@ -71,34 +66,27 @@ def main(words: list[str] | None = None) -> int:
         if home := getattr(arguments, "home", None) or os.environ.get("RETRACE_HOME"):
             os.environ["RETRACE_HOME"] = os.path.abspath(home)  # for the kernels too, which start in other folders
         arguments.action(arguments)
-    except RequestError as error:
-        return _fail(error, 2)
-    except RetraceError as error:
-        return _fail(error, 1)
-    except Terminated:
-        return _fail("terminated; python -m lib runs list shows what can be resumed", 143)
-    except KeyboardInterrupt:
-        return _fail("interrupted; python -m lib runs list shows what can be resumed", 130)
     except BrokenPipeError:
         stop_talking()
-        return 0
-    except OSError as error:
-        status = 2 if error.filename and error.errno not in _NOT_THE_REQUEST else 1
-        return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), status)
-    except MemoryError:
-        return _fail("out of memory; give it more, or ask for less at once", 1)
-    except ImportError as error:  # of a library that is not there, or that memory is not enough for
-        reason = error.__cause__ or error
-        return _fail(f"{reason}; is there memory enough? python -m lib doctor tells what is not there", 1)
+    except (RetraceError, KeyboardInterrupt, OSError, MemoryError, ImportError) as failure:
+        tell(red("error:"), f" {_said(failure)}", file=sys.stderr)
+        return exit_status(failure)
     return 0
 
 
-_NOT_THE_REQUEST = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE}
-
-
-def _fail(error: object, status: int) -> int:
-    tell(red("error:"), f" {error}", file=sys.stderr)
-    return status
+def _said(failure: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(failure, KeyboardInterrupt):
+        ended = "terminated" if isinstance(failure, Terminated) else "interrupted"
+        return f"{ended}; python -m lib runs list shows what can be resumed"
+    if isinstance(failure, OSError):
+        return f"{failure.filename or ''}: {failure.strerror or failure}".lstrip(": ")
+    if isinstance(failure, MemoryError):
+        return "out of memory; give it more, or ask for less at once"
+    if isinstance(failure, ImportError):  # of a library that is not there, or that memory is not enough for
+        reason = failure.__cause__ or failure
+        return f"{reason}; is there memory enough? python -m lib doctor tells what is not there"
+    return str(failure)
 
 
 def end_when_asked() -> None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from lib.commands import evaluation, models
 from lib.commands.manners import heed
 from lib.commands.parser import PROGRAM, Parser, at_least, common_flags, flag, verb
-from lib.errors import RequestError
+from lib.errors import RequestError, exit_status
 
 
 def add(verbs: Any) -> None:
@@ -58,8 +58,9 @@ def _take_part(asked: argparse.Namespace) -> None:
     try:
         asked.action(asked)
     except BaseException as failure:
-        status = 2 if isinstance(failure, RequestError) else 130 if isinstance(failure, KeyboardInterrupt) else 1
-        atexit.register(_leave, status)  # before jax's own way out, which waits for the others, who may wait for us
+        atexit.register(
+            _leave, exit_status(failure)
+        )  # before jax's own way out, which waits for the others, who may wait for us
         raise
 
 

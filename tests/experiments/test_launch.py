@@ -1,20 +1,25 @@
 """The launcher: processes that start and stop together, by the command line as a user gives it."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import psutil
 import pytest
 
 from lib.__main__ import main
+from lib.commands import models
 from lib.data.dataset import Dataset
 from lib.data.export import export_lines
+from lib.errors import RequestError, RetraceError, Terminated
 from lib.experiments import launch
 from lib.files import repository_root
+from lib.model import processes
 from lib.model.weights import load_model
 
 CONFIG = """\
@@ -109,6 +114,36 @@ def test_only_what_several_processes_can_do_is_launched(capsys: pytest.CaptureFi
     assert "did you mean --config?" in capsys.readouterr().err
     assert main(["launch", "--processes", "0", *training(Path("x"), "a", "b")]) == 2
     assert "--processes: expected at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "failure, status",
+    [
+        (RequestError("refused"), 2),
+        (RetraceError("failed"), 1),
+        (Terminated(), 143),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 0),
+        (FileNotFoundError(2, "No such file", "data.jsonl"), 2),
+        (OSError(28, "No space left", "metrics.jsonl"), 1),
+        (MemoryError(), 1),
+    ],
+    ids=repr,
+)
+def test_a_process_of_a_job_ends_by_the_status_of_a_command_alone(
+    failure: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(arguments: argparse.Namespace) -> None:
+        raise failure
+
+    left: list[int] = []
+    monkeypatch.setattr(models, "train", fail)
+    monkeypatch.setattr(processes, "join_job", lambda: None)
+    monkeypatch.setattr(
+        "lib.commands.launch.atexit", SimpleNamespace(register=lambda leave, status: left.append(status))
+    )
+    words = training(Path("x"), "a", "b")
+    assert main(words) == main(["launch", *words]) == status and left == [status]
 
 
 @pytest.mark.parametrize(
