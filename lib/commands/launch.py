@@ -29,6 +29,8 @@ def launch(arguments: argparse.Namespace) -> None:
             "launch: expected train … or eval generate …; a run is one process, which shares its work among all the "
             "devices that it sees"
         )
+    if getattr(arguments, "quiet", False):
+        words = ["-q", *words]  # given to us, it is meant for them
     asked = _parser().parse_args(words)
     if arguments.processes is not None:
         from lib.experiments.launch import start

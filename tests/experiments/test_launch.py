@@ -14,6 +14,7 @@ import pytest
 
 from lib.__main__ import main
 from lib.commands import models
+from lib.commands.manners import say
 from lib.data.dataset import Dataset
 from lib.data.export import export_lines
 from lib.errors import RequestError, RetraceError, Terminated
@@ -144,6 +145,20 @@ def test_a_process_of_a_job_ends_by_the_status_of_a_command_alone(
     )
     words = training(Path("x"), "a", "b")
     assert main(words) == main(["launch", *words]) == status and left == [status]
+
+
+@pytest.mark.parametrize("words", [["-q", "launch"], ["launch", "-q"]])
+def test_quiet_is_meant_for_the_processes_too(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    started: list[list[str]] = []
+    monkeypatch.setattr(models, "train", lambda arguments: say("a remark"))
+    monkeypatch.setattr(processes, "join_job", lambda: None)
+    monkeypatch.setattr(launch, "start", lambda words, processes: started.append(words))
+    asked = training(Path("x"), "a", "b")
+    assert main([*words, "--processes", "2", *asked]) == main(["launch", *started[0]]) == main([*words, *asked]) == 0
+    assert capsys.readouterr().out == "" and main(["launch", *asked]) == 0
+    assert capsys.readouterr().out == "a remark\n"
 
 
 @pytest.mark.parametrize(
