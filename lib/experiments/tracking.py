@@ -32,6 +32,11 @@ ARTEFACTS = (
 )  # fmt: skip
 STATUS = {"done": "FINISHED", "interrupted": "KILLED", "timed_out": "KILLED"}
 RUN_ID = "retrace.run_id"
+MANNERS = {  # of MLflow: nobody else is told, and a server that is away, or does not answer, does not hold us up
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
 BATCH = 100  # parameters, and metrics, that a server takes at once
 
 Say = Callable[[str], None]
@@ -83,8 +88,8 @@ def track(folder: Path, targets: Iterable[str], say: Say) -> dict[str, str]:
 
 def _tell_mlflow(folder: Path, manifest: dict[str, Any], lines: list[dict[str, float]]) -> str:
     """Returns where the run is: its id there, the experiment and the tracking store."""
-    for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")):
-        os.environ.setdefault(name, value)  # nobody else is told, and a server that is away does not hold us up
+    for name, value in MANNERS.items():
+        os.environ.setdefault(name, value)
     import mlflow
     from mlflow.entities import Metric, Param
 

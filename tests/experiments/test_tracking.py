@@ -10,13 +10,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lib.__main__ import main
 from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig, load_config
 from lib.data.renderer import Example
-from lib.errors import RequestError
+from lib.errors import RequestError, RetraceError
 from lib.experiments import tracking
 from lib.experiments.manifest import artifact_names, write_manifest
 from lib.experiments.tracking import check_tracking, track, track_ended
@@ -108,6 +109,24 @@ def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, 
     assert said == [f"MLflow was not told (no route to host); again: {again}"]
     assert main(["runs", "track", str(tmp_path / "toy"), "--to", "mlflow"]) == 1
     assert capsys.readouterr().err == "error: MLflow was not told (no route to host)\n"
+
+
+def test_a_server_that_does_not_answer_holds_a_run_up_for_seconds_unless_its_user_says_otherwise(tmp_path, monkeypatch):
+    for name in tracking.MANNERS:
+        monkeypatch.setenv(name, "of the user")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    seen: list[str] = []
+
+    def away(tracking_uri: str) -> None:
+        seen.extend(os.environ[name] for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"))
+        raise ConnectionError("timed out")
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=away))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Metric=None, Param=None))
+    monkeypatch.setattr(tracking, "check_tracking", lambda targets: None)
+    with pytest.raises(RetraceError, match=r"MLflow was not told \(timed out\)"):
+        track(ended(tmp_path / "toy"), ["mlflow"], print)
+    assert seen == ["of the user", "10"]
 
 
 # ---- against the real ones ----------------------------------------------------------------------------------
