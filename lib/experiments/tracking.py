@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from lib.errors import RequestError, RetraceError
 from lib.experiments.compare_runs import leaves
 from lib.experiments.run import MANIFEST, read_manifest
-from lib.files import home, shown_path
+from lib.files import home, sha256_bytes, shown_path
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow"}
 ARTEFACTS = (
@@ -67,7 +67,8 @@ def track_ended(folder: Path, targets: Iterable[str], say: Say) -> None:
 def track(folder: Path, targets: Iterable[str], say: Say) -> dict[str, str]:
     """Tell these trackers of a run that has a manifest. Returns where each was told. Raises RetraceError."""
     check_tracking(targets)
-    manifest, lines = read_manifest(folder), _logged(folder)
+    manifest = read_manifest(folder)
+    lines = _logged(folder, manifest["artifacts"])
     told = {}
     if "tensorboard" in targets:
         from lib.training.events import write_events
@@ -173,11 +174,13 @@ def _tags(manifest: dict[str, Any]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if value}
 
 
-def _logged(folder: Path) -> list[dict[str, float]]:
-    """The whole lines of metrics.jsonl; the last may be cut by a kill."""
+def _logged(folder: Path, artifacts: dict[str, Any]) -> list[dict[str, float]]:
+    """The whole lines of metrics.jsonl; the last may be cut by a kill. Raises RequestError where it was changed."""
     file = folder / "metrics.jsonl"
-    text = file.read_text("utf-8") if file.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    content = file.read_bytes() if file.is_file() else b""
+    if sha256_bytes(content) != artifacts.get(file.name, {}).get("sha256", sha256_bytes(b"")):
+        raise RequestError(f"{shown_path(file)}: not as {MANIFEST} says, so nobody is told of it")
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _milliseconds(stamp: str) -> int:

@@ -19,7 +19,7 @@ from lib.config import Config, DatasetConfig, ModelConfig, TrainingConfig, load_
 from lib.data.renderer import Example
 from lib.errors import RequestError, RetraceError
 from lib.experiments import tracking
-from lib.experiments.manifest import artifact_names, write_manifest
+from lib.experiments.manifest import artifact_names, hash_files, write_manifest
 from lib.experiments.tracking import check_tracking, track, track_ended
 from lib.files import repository_root
 from lib.model.weights import Model
@@ -47,7 +47,7 @@ def ended(folder: Path, status: str = "done", lines: list[dict] = LINES) -> Path
     write_manifest(
         folder, CONFIG, status,
         identity={"run_id": "0b1e", "created_at": "2025-01-01T00:00:00Z"},
-        attempts=[{"git_sha": "c0ffee"}], artifacts={}, inputs={},
+        attempts=[{"git_sha": "c0ffee"}], artifacts=hash_files(folder), inputs={},
         metrics={"evaluation": evaluation if status == "done" else None, "weights_sha256": None},
         wall_s={"03_train": 2.0}, fingerprint={},
     )  # fmt: skip
@@ -109,6 +109,24 @@ def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, 
     assert said == [f"MLflow was not told (no route to host); again: {again}"]
     assert main(["runs", "track", str(tmp_path / "toy"), "--to", "mlflow"]) == 1
     assert capsys.readouterr().err == "error: MLflow was not told (no route to host)\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.write_text(file.read_text().replace("0.5", "0.6", 1)),
+        lambda file: file.write_text("{\n" + file.read_text()),
+        lambda file: file.unlink(),
+    ],
+    ids=["digit", "line", "missing"],
+)
+def test_nobody_is_told_of_lines_that_are_not_those_that_were_logged(change, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "check_tracking", lambda targets: None)
+    monkeypatch.setattr(tracking, "_tell_mlflow", lambda *given: pytest.fail("it was told"))
+    change(ended(tmp_path / "toy") / "metrics.jsonl")
+    assert main(["runs", "track", str(tmp_path / "toy"), "--to", "mlflow"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path}/toy/metrics.jsonl: not as run_manifest.json says, so nobody is told of it\n"
 
 
 def test_a_server_that_does_not_answer_holds_a_run_up_for_seconds_unless_its_user_says_otherwise(tmp_path, monkeypatch):
