@@ -135,6 +135,12 @@ def too_long(lengths: Lengths, max_length: int) -> str:
     return describe_too_long(found, lengths.over(max_length), lengths.examples, max_length) if found else ""
 
 
+def check_lengths(lengths: Lengths, max_length: int) -> None:
+    """Raises RequestError where an example is longer than `max_length`, as training would, before it is reached."""
+    if problem := too_long(lengths, max_length):
+        raise RequestError(problem)
+
+
 def describe_too_long(found: list[ExampleLength], count: int, total: int, max_length: int) -> str:
     """One sentence on the `count` examples that would not fit, of which `found`, with the longest, are known by id."""
     named = ", ".join(f"{one.id} ({one.tokens} tokens)" for one in found[:MAX_SHOWN])

@@ -16,7 +16,7 @@ from lib.data.export import read_examples
 from lib.data.renderer import Example, question_of
 from lib.data.selection import is_held_out
 from lib.data.tokenizer import Tokenizer, load_tokenizer
-from lib.data.validation import encode_all, measure_lengths, too_long
+from lib.data.validation import check_lengths, encode_all, measure_lengths
 from lib.errors import RequestError
 from lib.experiments.manifest import PATCH, hash_files, save_code, write_manifest
 from lib.experiments.run import MANIFEST, STATE, at_work, read_manifest, sweep
@@ -182,8 +182,7 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
             check_released(config.model.name)
             tokenizer = load_tokenizer(folder / "tokenizer.json")
         found = measure_lengths(examples, tokenizer)
-        if problem := too_long(found, config.model.max_length):
-            raise RequestError(problem)
+        check_lengths(found, config.model.max_length)
         shortest, longest = found.percentile(0), found.percentile(100)
         lines.append(f"tokens: {shortest} to {longest} an example, {found.trained_tokens} of {found.tokens} trained on")
         shape = model_config(config.model.name, tokenizer)

@@ -232,6 +232,16 @@ def test_f17_f18_f19_a_notebook_that_does_not_end_makes_the_run_failed(source, e
     assert f"{folder.name}  " in (listed := capsys.readouterr().out) and "failed" in listed
 
 
+def test_an_example_that_would_not_fit_ends_a_run_before_any_model_answers(home, capsys):
+    assert main([*RUN, "--set", "model.max_length=50", "--name", "toy"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: 02_dataset: ") and " examples are longer than model.max_length 50: " in said
+    [folder] = home.glob("*_toy")
+    assert not list(folder.glob("*04_evaluate*")) and not list(folder.glob("*eval_before*"))
+    cells = {cell.id: cell for cell in nbformat.read(folder / "02_dataset.ipynb", as_version=4).cells}
+    assert "examples are over max_length 50" in str(cells["lengths"].outputs)
+
+
 @pytest.mark.parametrize(
     "failure, status", [(OSError(28, "No space left on device"), "failed"), (KeyboardInterrupt(), "interrupted")]
 )
