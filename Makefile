@@ -49,17 +49,17 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 
 lab: $(READY)
-	@JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab
 
 bench: $(READY) .venv-tunix/ready .venv-peers/ready
-	@RETRACE_TUNIX_PYTHON=$(CURDIR)/.venv-tunix/bin/python RETRACE_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python \
+	@RETRACE_TUNIX_PYTHON="$(CURDIR)/.venv-tunix/bin/python" RETRACE_PEERS_PYTHON="$(CURDIR)/.venv-peers/bin/python" \
 		$(BIN)/python benchmarks/performance.py
 
 test-parity: $(READY) .venv-parity/ready
-	@RETRACE_PARITY_PYTHON=$(CURDIR)/.venv-parity/bin/python $(BIN)/python -m pytest -m parity -rP tests/model
+	@RETRACE_PARITY_PYTHON="$(CURDIR)/.venv-parity/bin/python" $(BIN)/python -m pytest -m parity -rP tests/model
 
 test-ungar: $(READY) .venv-ungar/ready
-	@RETRACE_UNGAR_PYTHON=$(CURDIR)/.venv-ungar/bin/python $(BIN)/python -m pytest -m ungar tests/tasks
+	@RETRACE_UNGAR_PYTHON="$(CURDIR)/.venv-ungar/bin/python" $(BIN)/python -m pytest -m ungar tests/tasks
 
 test-tunix: .venv-tunix/ready
 	@.venv-tunix/bin/python -m pytest -m tunix -rP tests/training/test_tunix.py
@@ -68,10 +68,10 @@ test-harness: .venv-harness/ready
 	@.venv-harness/bin/python -m pytest -m harness -rP tests/evaluation/test_harness.py
 
 test-s3: $(READY) .venv-s3/ready
-	@RETRACE_S3_PYTHON=$(CURDIR)/.venv-s3/bin/python $(BIN)/python -m pytest -m s3 -rP tests/data/test_s3.py
+	@RETRACE_S3_PYTHON="$(CURDIR)/.venv-s3/bin/python" $(BIN)/python -m pytest -m s3 -rP tests/data/test_s3.py
 
 test-reasoning-gym: $(READY) .venv-reasoning-gym/ready
-	@RETRACE_REASONING_GYM_PYTHON=$(CURDIR)/.venv-reasoning-gym/bin/python $(BIN)/python -m pytest -m reasoning_gym -rP \
+	@RETRACE_REASONING_GYM_PYTHON="$(CURDIR)/.venv-reasoning-gym/bin/python" $(BIN)/python -m pytest -m reasoning_gym -rP \
 		tests/evaluation/test_reasoning_gym_items.py
 
 test-slurm: .venv-slurm/ready
@@ -122,7 +122,7 @@ $(READY): requirements.txt pyproject.toml
 .venv-ungar/ready:
 	@echo "Installing UNGAR into .venv-ungar (once) …"
 	@$(PYTHON) -m venv --clear .venv-ungar
-	@.venv-ungar/bin/pip install --quiet --disable-pip-version-check "numpy<2"
+	@.venv-ungar/bin/pip install --quiet --disable-pip-version-check numpy
 	@.venv-ungar/bin/pip install --quiet --disable-pip-version-check --no-deps git+https://github.com/m-cahill/ungar
 	@touch .venv-ungar/ready
 

@@ -93,6 +93,10 @@ def test_every_target_of_make_is_there():
     assert named <= targets
 
 
+def test_the_path_of_a_checkout_may_have_a_blank():
+    assert set(re.findall(r"(.)\$\(CURDIR\)", (ROOT / "Makefile").read_text())) == {'"'}
+
+
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)

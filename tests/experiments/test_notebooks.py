@@ -101,7 +101,7 @@ def test_the_welcome_page_leads_to_every_notebook_and_only_to_what_is_there():
 @pytest.fixture
 def lab() -> TraitletsConfig:
     """What `make lab` is configured with."""
-    assert "JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter " in (repository_root() / "Makefile").read_text("utf-8")
+    assert 'JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" ' in (repository_root() / "Makefile").read_text("utf-8")
     return PyFileConfigLoader("jupyter_lab_config.py", str(repository_root() / ".jupyter")).load_config()
 
 
