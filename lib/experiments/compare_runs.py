@@ -50,15 +50,15 @@ def compare_tuned(one: str, other: str) -> Comparison:
 
 
 def comparison_figures(one: str, other: str) -> dict[str, Any]:
-    """The same as `compare_runs`, for a script: what differs, accuracies, and which results are equal."""
+    """The same as `compare_runs`, for a script: what differs, accuracies of both, and which results are equal."""
     folders = [find_run(name) for name in (one, other)]
     rows = compare_results(*(read_record(folder / EVIDENCE)["results"] for folder in folders))
-    manifests = {folder.name: read_manifest(folder) for folder in folders}
+    manifests = [read_manifest(folder) for folder in folders]
     return {
         "differences": [{"key": key, "one": there, "other": here} for key, there, here in differences(one, other)],
         "accuracy": {
             name: {side: manifest["metrics"]["evaluation"][side]["accuracy"] for side in ("before", "after")}
-            for name, manifest in manifests.items()
+            for name, manifest in zip(("one", "other"), manifests, strict=True)
         },
         "equal": sum(row.equal for row in rows),
         "differs": [row.what for row in rows if not row.equal],

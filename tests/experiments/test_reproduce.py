@@ -293,6 +293,15 @@ def test_two_runs_compared_name_their_differences(run, capsys):
     assert "training.learning_rate" in said and "results are equal, bit for bit" in said
 
 
+def test_two_runs_whose_folders_have_one_name_are_both_in_the_figures(run, capsys):
+    (run.parent / "elsewhere").mkdir()
+    other = with_another_learning_rate(run).rename(run.parent / "elsewhere" / run.name)
+    assert reproduce("compare", run.name, str(other), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["differences"] == [{"key": "training.learning_rate", "one": "0.003", "other": "0.1"}]
+    assert told["accuracy"].keys() == {"one", "other"} and told["accuracy"]["one"].keys() == {"before", "after"}
+
+
 def test_the_page_about_two_runs_says_what_is_different_then_the_figures_then_each_item(run):
     with_another_learning_rate(run)
     assert reproduce("compare", run.name, "other", "--output", str(run.parent / "page.html")) == 0
