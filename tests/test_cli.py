@@ -20,7 +20,7 @@ from lib.commands.manners import red, tell
 from lib.commands.parser import Parser, config_files, config_keys, dataset_keys, eval_sets, run_names
 from lib.data.export import FORMATS
 from lib.data.importing import Accepted, read_traces
-from lib.errors import RequestError
+from lib.errors import RequestError, RetraceError
 from lib.experiments.run import find_run
 from lib.files import repository_root, sealed, sha256_file, write_json
 from lib.tasks import high_card_duel
@@ -400,6 +400,45 @@ def test_data_that_was_refused_does_not_keep_the_folder_from_the_data_that_is_ri
     lines(data, short)
     monkeypatch.setattr(loop, "train", reached)
     assert "reached with " in call(*words).err
+
+
+@pytest.fixture
+def out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training comes to no checkpoint."""
+    from lib.training import loop
+
+    def fail(model, examples, config, output, *rest):
+        write_json(output / "checkpoints" / "inputs.json", {})
+        raise RetraceError("training ran out of memory")
+
+    monkeypatch.setattr(loop, "train", fail)
+
+
+def test_a_training_that_came_to_no_checkpoint_stays_its_run_only_where_the_same_is_asked_for(
+    in_job, out_of_memory, call, tmp_path
+):
+    other = lines(tmp_path / "other.jsonl", *in_job.data.read_text().splitlines()[:100])
+    words = ["train", "--config", in_job.config, "--output", tmp_path / "out", "--data"]
+    recorded = []
+    for more in ([in_job.data], [in_job.data], [in_job.data, "--set", "training.seed=8"], [other]):
+        assert call(*words, *more).status == 1
+        recorded.append(json.loads((tmp_path / "out" / "run_manifest.json").read_bytes()))
+    assert [len(manifest["attempts"]) for manifest in recorded] == [1, 2, 1, 1]
+    first, alike, of_other_config, of_other_data = (manifest["run_id"] for manifest in recorded)
+    assert first == alike and len({first, of_other_config, of_other_data}) == 3
+
+
+def test_a_dry_run_accepts_the_folder_of_a_training_that_came_to_no_checkpoint_and_leaves_its_record(
+    in_job, out_of_memory, call, tmp_path
+):
+    words = ["train", "--config", in_job.config, "--data", in_job.data, "--output", tmp_path / "out"]
+    assert call(*words).status == 1
+    before = files(tmp_path / "out")
+    ended = call(*words, "--dry-run", "--set", "training.grad_accum_steps=2")
+    assert ended.status == 0 and "dry run: nothing is trained\n" in ended.out and "model: tiny, " in ended.out
+    assert files(tmp_path / "out") == before
+    refused = call(*words[:-1], in_job.output, "--dry-run")
+    assert refused.status == 2 and "holds a run already" in refused.err
 
 
 def test_a_dry_run_refuses_examples_that_are_all_held_out(in_job, call, tmp_path):

@@ -149,16 +149,17 @@ def _earlier(output: Path) -> dict[str, Any]:
 def check_training(config: Config, data: Path, output: Path) -> list[str]:
     """Everything that can be told before training, as lines to print; the manifest says `dry_run` and no figure.
 
-    Raises RequestError where training would be refused.
+    That of a training that came to no checkpoint stays what it is. Raises RequestError where training would be refused.
     """
     from lib.model.processes import by_first
     from lib.model.released import find_released, is_from_scratch
     from lib.model.weights import check_released, model_config
+    from lib.training.checkpoints import has_trained
     from lib.training.fingerprint import fingerprint
     from lib.training.plan import check_plan, compiled_step, shapes_of
     from lib.training.trainers import tunix_version
 
-    if (output / "checkpoints").exists() or (output / "checkpoint-final").exists():
+    if has_trained(output):
         raise RequestError(f"{output}: holds a run already; give another --output")
     check_tracking(config.tracking)
     examples = read_examples(data, config.recipe, config.system_instruction)
@@ -166,8 +167,9 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
     if all(held):
         raise RequestError(f"{data}: all {len(examples)} examples fall to the held-out side; give more examples")
     training = config.training
+    recorded = bool(_earlier(output))
     lines = [
-        f"dry run: nothing is trained, and {shown_path(output)}/run_manifest.json says so",
+        "dry run: nothing is trained" + ("" if recorded else f", and {shown_path(output)}/{MANIFEST} says so"),
         f"data: {_planned(examples, config)}",
     ]
     try:
@@ -203,7 +205,8 @@ def check_training(config: Config, data: Path, output: Path) -> list[str]:
         identity = {"run_id": str(uuid.uuid4()), "created_at": attempt["started_at"], "attempts": [attempt]}
         _write_manifest(config, data, output, identity, machine, "dry_run")
 
-    by_first(write)
+    if not recorded:
+        by_first(write)
     return lines
 
 
