@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -842,6 +843,12 @@ def test_doctor_names_each_part_and_fails_only_for_what_is_required(call, tmp_pa
     ended = call("doctor", "--home", lines(tmp_path / "file") / "x")
     assert ended.status == 1 and ended.err.startswith("error: packages, home: ") and ended.err.count("\n") == 1
     assert "nothing-of-this-name" in ended.out and "pip install -r requirements.txt" in ended.out
+
+
+def test_doctor_wants_the_memory_that_the_quickstart_says_it_takes(call, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 30, total=1 << 34))
+    [wanted] = re.findall(r"the quickstart wants (.*);", call("doctor").out)
+    assert f", {wanted} of free memory. " in (repository_root() / "configs" / "quickstart.yaml").read_text()
 
 
 def test_doctor_reads_the_direct_dependencies_alone():

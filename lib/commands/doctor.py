@@ -2,7 +2,8 @@
 
     python -m lib doctor        # required parts first; status 0 where all of them are there
 
-Nothing is fetched, started or written but one file without a name, by which the home proves that it can be written.
+Nothing is fetched. UNGAR and reasoning-gym are started, to say their versions, and one file without a name is written,
+by which the home proves that it can be.
 """
 
 import argparse
@@ -160,7 +161,7 @@ def _optional() -> Iterator[Part]:
 
     git = shutil.which("git")
     yield _part("git", git, "a run records its code by it, and reproduce needs it: install git")
-    yield _engine("UNGAR", ungar.version, "traces of its own games: make test-ungar installs it into .venv-ungar, then "
+    yield _engine("UNGAR", ungar.version, "High Card Duel by UNGAR itself: make test-ungar installs it, then "
                   "--ungar-python .venv-ungar/bin/python")  # fmt: skip
     yield _engine("reasoning-gym", reasoning_gym.version, f"its generators and verifiers: {reasoning_gym.INSTALL}, "
                   f"or {reasoning_gym.VARIABLE} (docs/reasoning_gym.md)")  # fmt: skip
