@@ -692,7 +692,7 @@ def test_a_reader_that_has_enough_ends_it_quietly():
 
 
 def test_work_goes_on_where_its_reader_has_left():
-    program = "from lib.commands.manners import say_on; import sys; sys.stdin.read(); say_on('a'); say_on('b')"
+    program = "from lib.commands.manners import say_on, tell; import sys; sys.stdin.read(); say_on('a'); tell('b')"
     command = f"(sleep 1; echo) | '{sys.executable}' -uc \"{program}\" | true; exit ${{PIPESTATUS[1]}}"
     done = subprocess.run(["bash", "-c", command], cwd=repository_root(), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -700,8 +700,8 @@ def test_work_goes_on_where_its_reader_has_left():
 
 def test_a_reader_of_the_remarks_who_leaves_takes_no_figures_along(tmp_path):
     program = (
-        "from lib.commands.manners import heed, say, say_on, tell_json; import argparse, sys; sys.stdin.read(); "
-        "heed(argparse.Namespace(json=True)); say_on('a'); say_on('b'); say('c'); tell_json({'n': 1})"
+        "from lib.commands.manners import heed, say, say_on, tell, tell_json; import argparse, sys; sys.stdin.read(); "
+        "heed(argparse.Namespace(json=True)); say_on('a'); say('b'); tell('c', file=sys.stderr); tell_json({'n': 1})"
     )
     command = f"(sleep 1; echo) | '{sys.executable}' -uc \"{program}\" 2>&1 >{tmp_path}/figures | true; "
     done = subprocess.run(["bash", "-c", command + "exit ${PIPESTATUS[1]}"], cwd=repository_root())
