@@ -60,9 +60,8 @@ def _take_part(asked: argparse.Namespace) -> None:
     try:
         asked.action(asked)
     except BaseException as failure:
-        atexit.register(
-            _leave, exit_status(failure)
-        )  # before jax's own way out, which waits for the others, who may wait for us
+        # Before jax's own way out, which waits for the others, who may wait for us.
+        atexit.register(_leave, exit_status(failure))
         raise
 
 
