@@ -97,7 +97,7 @@ def test_of_equals_the_first_is_shown_and_the_others_counted(tmp_path):
 
 def test_a_best_that_a_constant_answer_equals_is_said_so(tmp_path):
     sides = answers([], 40), answers(list(range(20)), 40)
-    said = "It is not detectably better than always giving the commonest answer, which is correct for 50.0 %."
+    said = "It is not detectably better than always giving one and the same answer, which is correct for 50.0 %."
     assert said in report_on(tmp_path, *sides, constant=[2]).headline
     assert said not in report_on(tmp_path, *sides, constant=[1]).headline
 
