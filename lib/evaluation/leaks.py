@@ -27,7 +27,7 @@ from typing import NamedTuple
 from lib.data.dataset import Traces
 from lib.data.store import read_facts, remembering
 from lib.evaluation.evalsets import EvalItem
-from lib.tasks import TASKS, group_keys, keys_within
+from lib.tasks import PROMPT, TASKS, group_keys, keys_within
 from lib.trace import Trace, facts_of
 
 WORDS = 3  # in a run
@@ -130,8 +130,8 @@ class _Index:
             yield number, "exact", 1.0
         for key in chain(keys, keys_within(prompt)):
             for number in self._keyed.get(key, ()):
-                yield number, "same words" if key.startswith("prompt: ") else "same state", 1.0
-        stated = any(not key.startswith("prompt: ") for key in keys)
+                yield number, "same words" if key.startswith(PROMPT) else "same state", 1.0
+        stated = any(not key.startswith(PROMPT) for key in keys)
         if self._holding or self._rarest and not stated:
             own = _runs(prompt)
             for number, similarity in [*self._look_for_near(prompt, own), *([] if stated else self._contained(own))]:

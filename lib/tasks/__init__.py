@@ -10,7 +10,7 @@ from typing import Any
 from lib.tasks import arithmetic, gsm_symbolic, high_card_duel
 from lib.tasks.steps import StepCheck
 
-_PROMPT = "prompt: "
+PROMPT = "prompt: "  # what the key of a question by its words begins with
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 TASKS = {task.NAME: task for task in (high_card_duel, arithmetic)}
 
@@ -32,7 +32,7 @@ def group_keys(prompt: str, task: str = "", state: Any = None) -> set[str]:
     >>> group_keys("What is  2 + 2?")
     {'prompt: what is 2 + 2?'}
     """
-    keys = {_PROMPT + _words(prompt)}
+    keys = {PROMPT + _words(prompt)}
     if task in TASKS and isinstance(state, dict):
         common = TASKS[task].canonical(state)
         keys.add(f"{task}: " + " ".join(f"{name}={common[name]}" for name in sorted(common)))
@@ -48,7 +48,7 @@ def keys_within(prompt: str) -> Iterator[str]:
     words = ""
     for part in reversed(_BLANK_LINE.split(prompt)[1:]):
         words = " ".join(filter(None, (_words(part), words)))
-        yield _PROMPT + words
+        yield PROMPT + words
 
 
 def _words(text: str) -> str:
