@@ -42,7 +42,7 @@ test: $(READY) lint
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 test-faults: $(READY)
-	@RETRACE_FAULTS=full RETRACE_BROWSER=required $(BIN)/python -m pytest tests/faults tests/data/test_fuzz_import.py
+	@RETRACE_FAULTS=full RETRACE_BROWSER=required $(BIN)/python -m pytest tests/faults tests/data/test_fuzz_import.py tests/data/test_tables.py
 
 lint: $(READY)
 	@$(BIN)/ruff check .
