@@ -212,7 +212,7 @@ def test_the_task_of_the_page_is_written_checked_and_asked(checkout: Path):
 
 
 def edit(path: Path, lines: list[str]) -> None:
-    """Each line that is marked - becomes the one after it, which is marked +, where a reader has not done it already."""
+    """Each line that is marked - becomes the one after it, which is marked +, unless a reader has done it already."""
     content = path.read_text("utf-8")
     for old, new in zip(lines[::2], lines[1::2], strict=True):
         if f"{new[1:]}\n" in content:
