@@ -30,7 +30,7 @@ def read_frames(file: IO[bytes] | Path, *columns: str | pl.Expr) -> Iterator[pl.
     """Columns of a Parquet file, in batches."""
     if not isinstance(file, Path):
         file.seek(0)
-    yield from pl.scan_parquet(file).select(*columns).collect_batches(lazy=True)
+    yield from pl.scan_parquet(file, glob=False).select(*columns).collect_batches(lazy=True)
 
 
 def write_frames(frames: Iterator[pl.DataFrame], file: IO[bytes], place: str) -> None:

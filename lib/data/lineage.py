@@ -35,7 +35,8 @@ class Origin(NamedTuple):
 
 def origins_in_dataset(dataset: Dataset, ids: Collection[str]) -> dict[str, Origin]:
     """By its id, each of these traces that the dataset holds."""
-    found = pl.scan_parquet(dataset.folder / "traces.parquet").filter(pl.col("id").is_in(list(ids))).select(_READ)
+    frame = pl.scan_parquet(dataset.folder / "traces.parquet", glob=False)
+    found = frame.filter(pl.col("id").is_in(list(ids))).select(_READ)
     return {origin.trace.id: origin for origin in _origins([found.collect()], str(dataset.folder))}
 
 

@@ -25,6 +25,7 @@ from lib.data.dataset import (
 from lib.data.duplicates import jaccard, runs_of
 from lib.data.export import FORMATS, NEEDED, export_lines
 from lib.data.importing import import_files
+from lib.data.lineage import origins_in_dataset
 from lib.data.records import parse_record
 from lib.data.renderer import encode_example, render_example
 from lib.data.selection import (
@@ -455,6 +456,15 @@ def test_the_manifest_says_what_is_inside(tmp_path: Path):
         "tokenizer.json",
         "traces.parquet",
     ]
+
+
+@pytest.mark.parametrize("name", ["lab [1]", "lab *", "lab ?"])
+def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(name: str, tmp_path: Path):
+    built(stored(tmp_path / "lab 1", toy(2)))
+    store = stored(tmp_path / name, toy(1))
+    dataset = built(store)
+    assert [trace.id for trace in dataset.traces] == [trace.id for trace in store.scan()] == [toy(1).id]
+    assert origins_in_dataset(dataset, [toy(1).id, toy(2).id]).keys() == {toy(1).id}
 
 
 def test_what_is_loaded_is_what_was_built(tmp_path: Path):
