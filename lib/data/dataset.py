@@ -142,11 +142,11 @@ def build_dataset(
         with FileLock(folder / ".lock"):
             if target.exists():  # another process was first
                 return _same_or_refuse(load_dataset(folder, target.name), manifest)
-            for stray in folder.glob(".*/"):  # of a process that was killed
+            for stray in folder.glob(".*.????????.tmp/"):  # of a process that was killed
                 shutil.rmtree(stray)
             try:
                 with tempfile.TemporaryDirectory(
-                    dir=folder, prefix=f".{target.name}.", ignore_cleanup_errors=True
+                    dir=folder, prefix=f".{target.name}.", suffix=".tmp", ignore_cleanup_errors=True
                 ) as new:
                     _write(Path(new), manifest, chosen)
                     os.rename(new, target)

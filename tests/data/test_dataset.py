@@ -599,15 +599,25 @@ def test_f23_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_f26_what_a_killed_build_left_is_swept_by_the_next(tmp_path: Path):
-    left = tmp_path / "datasets" / ".toy-v0.abc123"
-    left.mkdir(parents=True)
-    (left / "traces.parquet").write_bytes(b"half")
-    built(stored(tmp_path, *toys(1, 2)))
-    assert sorted(path.name for path in (tmp_path / "datasets").iterdir()) == [".lock", "toy-v1"]
+    stops = "from lib.data import dataset; dataset.write_json = lambda *_: os._exit(9)"
+    killed = BUILD.replace("home =", f"{stops}\nhome =")
+    store = stored(tmp_path, *toys(1, 2))
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path)], cwd=repository_root()).returncode == 9
+    assert list((tmp_path / "datasets").glob(".*/traces.parquet"))
+    built(store, version="v2")
+    assert sorted(path.name for path in (tmp_path / "datasets").iterdir()) == [".lock", "toy-v2"]
+
+
+def test_a_hidden_folder_of_anybody_else_stays(tmp_path: Path):
+    for name in (".git", ".dvc", ".toy-v1", ".cache.tmp"):
+        (tmp_path / "datasets" / name).mkdir(parents=True)
+    built(stored(tmp_path, *toys(1)))
+    found = sorted(path.name for path in (tmp_path / "datasets").iterdir())
+    assert found == [".cache.tmp", ".dvc", ".git", ".lock", ".toy-v1", "toy-v1"]
 
 
 BUILD = """
-import sys
+import os, sys
 from pathlib import Path
 from lib.config import DatasetConfig
 from lib.data.dataset import build_dataset
