@@ -38,6 +38,14 @@ def test_a_record_becomes_the_trace_that_the_mapping_says():
     assert mapped(RECORD | {"Why": ["2 and 2", "make 4"], "A": 4}) == trace
 
 
+def test_a_field_of_texts_named_traces_is_a_column_as_any_other(tmp_path: Path):
+    record = {"q": "2+2?", "traces": ["2 and 2", "make 4"], "a": "4"}
+    (tmp_path / "mine.jsonl").write_text(f"{json.dumps(record)}\n" * 2)
+    found = list(read_traces(tmp_path / "mine.jsonl", Mapping(prompt="q", steps="traces", final_answer="a")))
+    assert [record.line for record in found] == [1, 2]
+    assert [[step.content for step in record.trace.steps] for record in found] == [["2 and 2", "make 4"]] * 2
+
+
 def test_a_column_without_a_name_is_kept_or_left_out_as_any_other(tmp_path: Path):
     parts = "prompt: Q\nsteps: Why\nfinal_answer: A\n"
     record = {"": 7} | {name: RECORD[name] for name in ("Q", "Why", "A")}
