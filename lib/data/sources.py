@@ -42,9 +42,13 @@ class Source:
 def find_sources(names: Iterable[str | Path]) -> list[Source]:
     """The files and objects of these names, patterns replaced by what they match, sorted, each once.
 
-    Raises RequestError for a pattern that matches nothing. A name that is a file's is that file, whatever is in it.
+    Raises RequestError for a pattern that matches nothing, and for a name that is no UTF-8, as the store keeps it with
+    the traces. A name that is a file's is that file, whatever is in it.
     """
     found = [match for name in names for match in _matches(str(name))]
+    for name in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise RequestError(f"{shown(name)}: the name is no UTF-8 text; rename the file")
     return [Source(name, KINDS.get(Path(name).suffix.lower(), "json")) for name in dict.fromkeys(found)]
 
 

@@ -53,6 +53,15 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path):
         find_sources([tmp_path / "*.csv"])
 
 
+@pytest.mark.parametrize("asked", ["caf\udce9.jsonl", "*.jsonl"])
+def test_a_name_that_is_no_text_is_refused_as_the_store_could_not_keep_it(asked: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files(tmp_path, "a.jsonl", "caf\udce9.jsonl")
+    with pytest.raises(RequestError, match=r"^'caf\\udce9.jsonl': the name is no UTF-8 text; rename the file$"):
+        import_files(Store(tmp_path / "store"), [asked])
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("name", ["http://host/a.jsonl", "gs://lab/a.jsonl", "file:///etc/passwd", "x://*"])
 def test_other_stores_are_refused_by_name(name: str):
     with pytest.raises(RequestError, match="of object stores only s3:// is read"):
