@@ -40,7 +40,7 @@ NAMED = f"with a key of meta that the file to train on has itself ({', '.join(so
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
 SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
 TOLD_SOURCES = 100  # by name, as a source may be anything, such as an address for each trace
-NEEDED_IN_JSON = f'"({"|".join(sorted(NEEDED))})":'
+NEEDED_IN_JSON = rf'"({"|".join(sorted(NEEDED))})"\s*:'
 HEXADECIMAL = pl.col("content_sha256").bin.encode("hex")
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
 
@@ -185,7 +185,7 @@ class _Judge:
         self.request, self.reserved, self.generated = request, reserved, generated
         suspect = pl.col("record").str.contains(CONTROL_IN_JSON).alias("suspect")
         named = pl.col("record").str.count_matches(NEEDED_IN_JSON) > 2  # the record has a version and a time of its own
-        self.columns = ["record", "facts", suspect, named.alias("named"), *_ordering(request)]
+        self.columns = ["record", "facts", suspect, (named | suspect).alias("named"), *_ordering(request)]
         self.reasons: list[str] = []
         self._codes: dict[str, int] = {}
         self.sources: dict[str, int] = {}

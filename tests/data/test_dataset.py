@@ -364,6 +364,16 @@ def test_what_no_file_to_train_on_could_hold_is_left_out_and_what_is_chosen_can_
             list(export_lines([trace], "tunix_sft"))
 
 
+@pytest.mark.parametrize("key", ['"format" ', '"format"\t', '"form\\u0061t"', '"\\u0066ormat" '])
+def test_a_key_that_the_export_needs_is_found_however_json_spells_it(key: str, tmp_path: Path):
+    record = to_json(toy(1)).decode()
+    (tmp_path / "own.jsonl").write_text(record.replace('"even"', key) + "\n" + to_json(toy(2)).decode() + "\n")
+    store = Store(tmp_path / "store")
+    assert import_files(store, [tmp_path / "own.jsonl"]).added == 2
+    dataset = built(store)
+    assert numbers(dataset) == [2] and dataset.manifest["dropped"] == {NAMED: 1}
+
+
 def test_of_many_sources_the_engines_and_the_commonest_are_told_by_name(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(selection, "TOLD_SOURCES", 3)
     names = ["builtin", "b", "b", "c", "c", *"adef"]
