@@ -314,10 +314,10 @@ def lineage(run: Run, name: str) -> list[Source]:
 
 
 def find_traces(start: str) -> list[Origin]:
-    """The traces of the store whose ids begin so. Raises RequestError where there is none."""
+    """The traces of the store whose ids begin so, or the one whose id is just that. Raises RequestError for none."""
     if not (found := origins_in_store(store(), start)):
         raise RequestError(f"trace {start}: the store {store().folder} holds none whose id begins so")
-    return found
+    return [origin for origin in found if origin.trace.id == start] or found
 
 
 def trained_example(run: Run) -> Example:

@@ -63,3 +63,11 @@ def test_traces_show_tells_the_trace_and_where_it_is_from(tmp_path: Path, capsys
     assert main(["traces", "show", "absent"]) == 2
     assert "holds none whose id begins so" in capsys.readouterr().err
     assert len(find_traces("t")) == 2
+
+
+def test_a_whole_id_is_that_trace_though_others_begin_so(capsys: pytest.CaptureFixture):
+    store().add(make_trace(f"{id}?", [("s", "it is")], id, {}, id=id) for id in ("q1", "q10", "q11"))
+    assert [origin.trace.id for origin in find_traces("q1")] == ["q1"]
+    assert len(find_traces("q")) == 3
+    assert main(["traces", "show", "q1"]) == 0
+    assert "Answer: q1\n" in capsys.readouterr().out
