@@ -425,7 +425,8 @@ def _not_played(meta: dict[str, Any], generated: TracesConfig) -> bool:
         return False
     if meta["source"] != SOURCES[generated.engine]:
         return True
-    return meta.get("seed") != generated.seed or not meta.get("episode_index", -1) < generated.count
+    episode = meta.get("episode_index", -1)
+    return meta.get("seed") != generated.seed or type(episode) is not int or episode >= generated.count
 
 
 def _matches(meta: dict[str, Any], filters: dict[str, Any]) -> bool:

@@ -251,6 +251,16 @@ def test_a_dataset_of_a_run_holds_no_deal_that_the_run_does_not_play(tmp_path: P
     assert dataset.manifest["dropped"] == {NOT_PLAYED: 40}
 
 
+@pytest.mark.parametrize("index", ["3", None, 3.0, True, [3]])
+def test_an_episode_index_that_is_no_whole_number_is_no_deal_that_the_run_plays(index, tmp_path: Path):
+    meta = {"game": "high_card_duel", "source": "builtin", "seed": 7, "episode_index": index}
+    foreign = make_trace("3?", [("step", "is 3")], "3", meta)
+    played = TracesConfig(game="high_card_duel", count=5, seed=7)
+    store = stored(tmp_path, *high_card_duel.generate(5, seed=7), foreign)
+    dataset = build_dataset(store, DatasetConfig("duel", "v1"), {}, tmp_path / "datasets", played)
+    assert len(dataset.traces) == 5 and dataset.manifest["dropped"] == {NOT_PLAYED: 1}
+
+
 def test_what_a_run_plays_has_one_order_whatever_was_played_before(tmp_path: Path):
     request, played = DatasetConfig("duel", "v1", limit=8), TracesConfig(game="high_card_duel", count=20, seed=7)
     found = []
