@@ -148,10 +148,13 @@ def exchange_of(field: str, messages: list[Message]) -> tuple[str, str]:
     return render_prompt(messages[-2].content, system), messages[-1].content
 
 
-def reasoning_of(field: str, completion: str) -> tuple[list[str], str]:
-    """The steps and the answer of a free text; raises InvalidTrace naming its field."""
+def reasoning_of(field: str, completion: str, exported: bool = False) -> tuple[list[str], str]:
+    """The steps and the answer of a free text; raises InvalidTrace naming its field.
+
+    Blanks at its end are left out, but of a text that we `exported`: there they are the answer's own.
+    """
     try:
-        return split_completion(completion)
+        return split_completion(completion if exported else completion.rstrip())
     except ValueError as error:
         raise InvalidTrace(field, str(error), shown(completion)) from None
 
@@ -187,7 +190,7 @@ def _from_training_example(record: _TrainingExample) -> Trace:
 def _from_messages(record: _Messages) -> Trace:
     prompt, completion = exchange_of("messages", record.messages)
     field = f"messages[{len(record.messages) - 1}].content"
-    return _trace(record, prompt, *reasoning_of(field, completion))
+    return _trace_of_text(record, prompt, field, completion)
 
 
 def _from_prompt_completion(record: _PromptCompletion) -> Trace:
@@ -198,11 +201,11 @@ def _from_prompt_completion(record: _PromptCompletion) -> Trace:
         raise InvalidTrace("completion", expected, kinds[isinstance(completion, str)])
     if isinstance(prompt, list):
         prompt, completion = exchange_of("prompt and completion", [*prompt, *completion])
-    return _trace(record, prompt, *reasoning_of("completion", completion))
+    return _trace_of_text(record, prompt, "completion", completion)
 
 
 def _from_question_answer(record: _QuestionAnswer) -> Trace:
-    return _trace(record, record.question, *reasoning_of("answer", record.answer))
+    return _trace_of_text(record, record.question, "answer", record.answer)
 
 
 def _from_evaluation(record: _Evaluation) -> Trace:
@@ -232,6 +235,10 @@ def _rendered(name: str, response: str) -> tuple[list[str], str]:
     if answer is None:
         raise InvalidTrace(name, "a line that begins with `Answer: `", shown(response))
     return steps, answer
+
+
+def _trace_of_text(record: _Export, prompt: str, field: str, completion: str) -> Trace:
+    return _trace(record, prompt, *reasoning_of(field, completion, exported="step_types" in record.metadata))
 
 
 def _trace(

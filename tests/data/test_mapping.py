@@ -72,6 +72,8 @@ def test_a_completion_and_messages_may_stand_under_any_name():
     turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "2 and 2\n#### 4"}]
     assert mapped({"chat": turns}, Mapping(messages="chat")) == by_completion
     assert by_completion.steps[0].content == "2 and 2" and by_completion.final_answer == "4"
+    ours = {"q": "2+2?", "sol": "Reasoning:\n1. 2 and 2\nAnswer: 4\n\n"}
+    assert mapped(ours, Mapping(prompt="q", completion="sol")) == by_completion
 
 
 def test_ids_and_times_are_taken_where_a_record_has_them():

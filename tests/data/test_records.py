@@ -35,6 +35,21 @@ def test_each_shape_is_the_trace_it_means(shape: str):
     assert parsed(SHAPES[shape] | {"id": "mine", "metadata": {"topic": "sums", "created_at": TIME}}) == expected
 
 
+@pytest.mark.parametrize("end", ["\n\n", " ", "\r\n"])
+def test_blanks_at_the_end_of_a_text_are_no_part_of_its_answer_unless_it_was_exported(end: str):
+    text = f"Reasoning:\n1. 2 and 2 make 4\nAnswer: 4{end}"
+    model = MODEL | {"content": text}
+    records = [
+        {"messages": [USER, model]},
+        {"prompt": "2+2?", "completion": text},
+        {"prompt": [USER], "completion": [model]},
+        {"question": "2+2?", "answer": text},
+    ]
+    assert [parsed(record).final_answer for record in records] == ["4"] * 4
+    exported = records[0] | {"metadata": {"step_types": ["step"]}}
+    assert parsed(exported).final_answer == f"4{end}"
+
+
 @pytest.mark.parametrize("shape", ["messages", "conversational"])
 def test_a_system_turn_stands_at_the_head_of_the_prompt(shape: str):
     name = "messages" if shape == "messages" else "prompt"
