@@ -270,7 +270,8 @@ class _Judge:
             whole = pl.Series(list(map(_text, texts)))
             letters, known = (whole.str.count_matches(kind).to_numpy() for kind in self._letters)
             reason = f"of less than {rule.min_in_scripts:g} letters in {' or '.join(rule.scripts)}"
-            leave_out(known < rule.min_in_scripts * letters, reason)
+            shares = known / np.maximum(letters, 1)
+            leave_out((shares < rule.min_in_scripts) & (letters > 0), reason)
         suspects = np.flatnonzero(frame["suspect"].to_numpy() & (codes == CHOSEN))
         for place, trace in zip(suspects, traces_in(frame.select("record")[suspects], "the store"), strict=True):
             codes[place] = self.code(CONTROL) if has_control_token(trace) else CHOSEN

@@ -332,6 +332,13 @@ def test_text_in_a_script_that_is_not_named_is_left_out_by_its_letters(tmp_path:
     assert japanese.manifest["curation"]["scripts"] == ["Han", "Hiragana", "Katakana"]
 
 
+@pytest.mark.parametrize("percent", [7, 55, 57, 99])
+def test_a_share_of_letters_that_is_just_enough_is_enough(percent: int, tmp_path: Path):
+    of = [(latin, 100 - latin) for latin in (percent - 1, percent, percent + 1)]
+    store = stored(tmp_path, *texts(*(f"{'a' * (latin - 2)}|a|{'a' + 'я' * other}" for latin, other in of)))
+    assert numbers(curated(store, scripts=["Latin"], min_in_scripts=percent / 100)) == [1, 2]
+
+
 @pytest.mark.parametrize("script", ["Klingon", "Lu", "", "Latin}|.", "日本語"])
 def test_what_is_no_script_is_refused_by_name(script: str, tmp_path: Path):
     store = stored(tmp_path, *toys(1))
