@@ -13,7 +13,7 @@ no longer fits, and else is split at that line. `trace` alone carries these, too
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def export_lines(
     for trace in shuffled(list(traces)) if recipe == SHUFFLED else traces:
         record = FORMATS[format](trace, render_example(trace, recipe, system_instruction))
         if recipe == SHUFFLED:
+            _refuse_clash(trace, {"recipe"})
             record["metadata"]["recipe"] = SHUFFLED
         yield json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
@@ -211,6 +212,10 @@ def _metadata(trace: Trace, **own: str) -> dict[str, Any]:
         "step_types": [step.type for step in trace.steps],
         **own,
     }
-    if clash := sorted(own.keys() & trace.meta.keys()):
-        raise RequestError(f"trace {trace.id}: meta.{clash[0]} is a name that the export needs; rename it")
+    _refuse_clash(trace, own.keys())
     return {**trace.meta, **own}
+
+
+def _refuse_clash(trace: Trace, names: Set[str]) -> None:
+    if clash := sorted(names & trace.meta.keys()):
+        raise RequestError(f"trace {trace.id}: meta.{clash[0]} is a name that the export needs; rename it")

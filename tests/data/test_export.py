@@ -225,6 +225,14 @@ def test_shuffled_answers_are_those_of_other_questions_and_always_the_same(tmp_p
     assert sorted(map(str, own)) == sorted(map(str, others))
 
 
+def test_a_recipe_of_ones_own_is_kept_or_refused_and_never_written_over():
+    trace = make_trace("2+2?", [("step", "two and two")], "4", {"recipe": "soup"}, id="t1")
+    [line] = export_lines([trace], "messages")
+    assert json.loads(line)["metadata"]["recipe"] == "soup"
+    with pytest.raises(RequestError, match=r"^trace t1: meta\.recipe is a name that the export needs; rename it$"):
+        list(export_lines([trace], "messages", SHUFFLED))
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_file_of_shuffled_answers_is_read_under_its_own_recipe_alone(format, tmp_path):
     traces = list(high_card_duel.generate(3, seed=0, created_at="2025-01-01T00:00:00Z"))
