@@ -263,7 +263,7 @@ class Config:
     name: str
     dataset: DatasetConfig
     # What is trained on: trace_sft_v1 (reasoning and answer), answer_sft_v1 (the answer alone), or shuffled_answers
-    # (reasoning and answer of another question: a control, which must not win).
+    # (reasoning and answer of another trace: a control, which must not win).
     recipe: str = bounded("trace_sft_v1", of=("trace_sft_v1", "answer_sft_v1", "shuffled_answers"))
     # Put before every prompt, in training and evaluation alike.
     system_instruction: str = ""

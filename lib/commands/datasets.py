@@ -55,7 +55,7 @@ def add(verbs: Any) -> None:
     flag(made, "--format", required=True, metavar="F", help="trace, tunix_sft, training_example or messages",
          complete=lambda **context: ["trace", "tunix_sft", "training_example", "messages"])  # fmt: skip
     flag(made, "--recipe",
-         help="trace_sft_v1 (default), answer_sft_v1 (the answer alone) or shuffled_answers (of another question)",
+         help="trace_sft_v1 (default), answer_sft_v1 (the answer alone) or shuffled_answers (of another trace)",
          complete=lambda **context: ["trace_sft_v1", "answer_sft_v1", "shuffled_answers"])  # fmt: skip
     flag(made, "--config", metavar="C.yaml", help="take the recipe and the system instruction from this configuration",
          complete=config_files)  # fmt: skip

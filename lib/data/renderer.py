@@ -25,7 +25,7 @@ from lib.trace import Trace
 RECIPES = {
     "trace_sft_v1": "the reasoning steps and the answer",
     "answer_sft_v1": "the answer alone: the ablation that shows what the reasoning is worth",
-    "shuffled_answers": "the reasoning and the answer of another question: the control that must not win",
+    "shuffled_answers": "the reasoning and the answer of another trace: the control that must not win",
 }
 SHUFFLED = "shuffled_answers"
 CONTROL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
