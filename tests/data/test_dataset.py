@@ -570,8 +570,9 @@ def test_f39_a_hostile_name_builds_nothing(name: str, tmp_path: Path):
 def test_the_same_question_is_always_on_one_side():
     prompts = [high_card_duel.question(deal) for deal in high_card_duel.all_deals()]
     held = [prompt for prompt in prompts if is_held_out(prompt)]
-    assert 0.03 < len(held) / len(prompts) < 0.07
-    assert held == [prompt for prompt in prompts if is_held_out(prompt)]
+    assert (len(held), len(prompts)) == (128, 2_652)  # a run that goes on trains on what it trained on before
+    ace = "High Card Duel: you hold the ace of spades and your opponent reveals the {}. What is your result?"
+    assert is_held_out(ace.format("nine of diamonds")) and not is_held_out(ace.format("two of spades"))
 
 
 # ---- damage and concurrency -------------------------------------------------------------------------------
