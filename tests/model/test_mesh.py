@@ -51,7 +51,7 @@ def test_a_vocabulary_that_cannot_be_split_is_split_along_its_numbers():
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_size_of_gemma_fits_on_four_by_four(name: str):
     found = specs(weights(PRESETS[name]), data=2, fsdp=4, tensor=4)
-    assert all(spec for path, spec in found.items() if not path.endswith("scale"))
+    assert all(any(spec) for path, spec in found.items() if not path.endswith("scale"))
 
 
 def test_the_optimizer_lies_where_its_weights_do(small_model: Model):
