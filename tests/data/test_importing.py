@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -344,14 +345,16 @@ def _fuzzed(line: bytes, source: random.Random) -> bytes:
 
 
 def test_f11_records_of_arrays_are_accounted_for_too(tmp_path: Path):
-    source = random.Random(12)
+    source, whole = random.Random(12), 0
     for _ in range(300):
-        content = b"[" + b", ".join(_fuzzed(line, source) for line in lines(4)) + b"]"
-        try:
-            records = list(read_traces(written(tmp_path, content)))
-        except RequestError:
-            continue
-        assert all(isinstance(record, Accepted | Rejected | Blank) for record in records)
+        some = lines(source.randrange(2, 6))
+        some[source.randrange(len(some))] = _fuzzed(some[-1], source)
+        content = b"[" + b", ".join(some) + b"]"
+        records = list(read_traces(written(tmp_path, content)))
+        with suppress(ValueError):  # no JSON as a whole, so there is nothing to compare with
+            assert len(records) == len(json.loads(content))
+            whole += 1
+    assert whole > 75
 
 
 def test_quarantine_keeps_the_good_and_says_why_of_the_bad(tmp_path: Path):
