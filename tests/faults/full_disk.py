@@ -20,9 +20,10 @@ from typing import Any
 import damage
 import subject
 
+from lib.config import load_config
 from lib.data.store import Store
 from lib.experiments import notebooks, pipeline
-from lib.experiments.run import Run, status_of
+from lib.experiments.run import Run, create_run, status_of
 from lib.files import write_json
 from lib.model import storage
 from lib.training import loop
@@ -118,11 +119,11 @@ def report(disk: Disk) -> dict[str, Any]:
 
 def notebook(disk: Disk) -> dict[str, Any]:
     """A notebook that is executed again: the one of the time before stays where there is no room for its successor."""
-    run = Run(disk.folder, None)
+    run = create_run(load_config("configs/smoke.yaml"), "again")
     source = notebooks.source_of("01_traces").read_text()
-    for path in (run.path("01_traces.ipynb"), run.path("01_traces.html")):
+    kept, scratch = [run.path("01_traces.ipynb"), run.path("01_traces.html")], run.path(".01_traces.tmp.ipynb")
+    for path in kept:
         path.write_text("old")
-    scratch = run.path(".01_traces.tmp.ipynb")
     scratch.write_text(source)
     said = ""
     with disk.full():
@@ -130,8 +131,11 @@ def notebook(disk: Disk) -> dict[str, Any]:
             notebooks._publish(scratch, run, "01_traces")
         except OSError as error:
             said = f"error: {error.filename}: {error.strerror}\n"
-    old = [path.read_text() for path in sorted(disk.folder.glob("01_traces.*"))]
-    return {"tries": [{"status": 1, "said": said, "intact": old[0] == "old" and not scratch.exists()}], "after": 0}
+    intact = all(path.read_text() == "old" for path in kept) and not scratch.exists()
+    scratch.write_text(source)
+    notebooks._publish(scratch, run, "01_traces")
+    renewed = all(path.read_text() != "old" for path in kept)
+    return {"tries": [{"status": int(bool(said)), "said": said, "intact": intact}], "after": int(not renewed)}
 
 
 def manifest(disk: Disk) -> dict[str, Any]:
