@@ -2,14 +2,15 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -430,19 +431,56 @@ def test_f31_two_imports_of_overlapping_files_at_once_lose_no_trace(tmp_path: Pa
     assert import_files(store, [first, second]).duplicates == 16_000
 
 
-def test_f33_an_import_killed_at_any_moment_leaves_all_or_nothing_and_no_lock(tmp_path: Path):
+# An import that comes to a named moment says so, and goes on when its standard input ends.
+STOPPED = """
+import os, shutil, sys
+from pathlib import Path
+from lib import files
+from lib.data import importing, store
+def stop(*args, **options):
+    print("there", flush=True)
+    sys.stdin.read()
+owner, _, name = sys.argv[3].rpartition(".")
+setattr(eval(owner), name, stop)
+importing.import_files(store.Store(Path(sys.argv[1])), [Path(sys.argv[2])])
+"""
+
+
+@pytest.mark.parametrize(
+    "moment, holds_lock, there",
+    [
+        ("importing.read_entries", False, 0),
+        ("store.Store._known", True, 0),
+        ("shutil.copyfileobj", True, 0),
+        ("os.replace", True, 0),
+        ("files._sync_folder", True, 12_000),
+    ],
+)
+def test_f33_an_import_killed_at_any_moment_leaves_all_or_nothing_and_no_lock(
+    moment: str, holds_lock: bool, there: int, tmp_path: Path
+):
     path, store = written(tmp_path, b"\n".join(lines(12_000))), Store(tmp_path / "store")
-    command = [sys.executable, "-c", IMPORT, str(store.folder), str(path)]
-    for moment in (0.3, 0.6, 1.0, 1.5):
-        process = subprocess.Popen(command, cwd=repository_root(), stdout=subprocess.DEVNULL)
-        time.sleep(moment)
+    store.folder.mkdir()
+    command = [sys.executable, "-c", STOPPED, str(store.folder), str(path), moment]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=repository_root(), stdin=pipe, stdout=pipe) as process:
+        assert process.stdout.readline() == b"there\n"
+        assert is_held(store, 0) == holds_lock
         process.kill()
-        process.wait()
-        assert store.count() in (0, 12_000)
-    started = time.monotonic()
+        assert process.wait() == -signal.SIGKILL
+    assert not is_held(store, 5) and store.count() == there
     report = import_files(store, [path])
-    assert report.added + report.duplicates == store.count() == 12_000 and time.monotonic() - started < 60
+    assert (report.added, report.duplicates, store.count()) == (12_000 - there, there, 12_000)
     assert {path.name for path in store.folder.iterdir() if path.suffix != ".parquet"} == {".lock"}
+
+
+def is_held(store: Store, seconds: int) -> bool:
+    """Whether another process has the store's lock, and does not let go of it within so many seconds."""
+    try:
+        with FileLock(store.folder / ".lock", timeout=seconds):
+            return False
+    except Timeout:
+        return True
 
 
 # ---- exports come back ------------------------------------------------------------------------------------
