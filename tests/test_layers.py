@@ -198,17 +198,46 @@ def config_fields() -> list[str]:
     ]
 
 
+# How each section is called where it is read: from the whole configuration, or as an argument by itself.
+CALLED = {
+    "Config": ("config",),
+    "ModelConfig": ("config.model",),
+    "TracesConfig": ("config.traces", "asked"),
+    "DatasetConfig": ("config.dataset", "request"),
+    "CurationConfig": ("request.curation", "rule"),
+    "TrainingConfig": ("config.training", "training", "config"),
+    "LoraConfig": ("model.lora", "config"),
+    "ParallelismConfig": ("config.parallelism", "parallelism"),
+    "EvaluationConfig": ("config.evaluation", "config"),
+    "SamplingConfig": ("config.sampling", "sampling"),
+    "VerdictConfig": ("rule",),
+}
+
+
+def reads(field: str) -> list[str]:
+    """`TrainingConfig.seed` → `.config.training.seed`, `.training.seed` and `.config.seed`: how it may be read."""
+    kind, _, name = field.partition(".")
+    return [f".{called}.{name}" for called in CALLED[kind]]
+
+
 @cache
 def read_attributes() -> set[str]:
+    """`.run.config.training.seed`, …: whatever is read of something, with all that stands before it."""
     trees = [ast.parse(source) for name, source in SOURCES.items() if name != "config"]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    found = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)]
+    return {f".{ast.unparse(node)}" for node in found}
 
 
 def test_the_fields_of_the_configuration_are_found():
     assert {"TrainingConfig.num_steps", "DatasetConfig.filters", "Config.recipe"} <= set(config_fields())
 
 
+def test_what_reads_one_field_of_the_configuration_reads_no_other():
+    every = [read for field in config_fields() for read in reads(field)]
+    assert len(every) == len(set(every))
+
+
 @pytest.mark.parametrize("field", config_fields())
 def test_every_field_of_the_configuration_is_read_somewhere(field: str):
-    assert field.partition(".")[2] in read_attributes()
+    assert [found for found in read_attributes() if found.endswith(tuple(reads(field)))]
