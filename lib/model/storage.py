@@ -104,8 +104,8 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
             raise _other(folder, recorded, f"format_version {version!r} is not known, only {FORMAT_VERSION!r}")
         expected, leaves = recorded["sha256"], recorded["leaves"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if _is_of_the_machine(error):
-            raise _unread(folder, error) from None
+        if is_of_the_machine(error):
+            raise unread(folder, error) from None
         raise DamagedError(f"{folder}: no readable {DIGEST} ({error})") from None
     if digest not in ("", expected):
         raise DamagedError(f"{folder}: holds another tree than the one that was recorded")
@@ -122,8 +122,8 @@ def restore_tree(folder: Path, like: Any, digest: str = "") -> Any:
     except Exception as error:  # a damaged file raises whatever the reader of its part raises
         failure = error
     if any_process(failure is not None):
-        if any_process(_is_of_the_machine(failure)):
-            raise _unread(folder, failure)
+        if any_process(is_of_the_machine(failure)):
+            raise unread(folder, failure)
         raise DamagedError(f"{folder}: cannot be read ({_reason(failure)})")
     if tree_digest(tree) != expected:
         raise DamagedError(f"{folder}: its arrays are not what was saved (digest differs)")
@@ -178,15 +178,16 @@ def _errno(error: Exception | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def _is_of_the_machine(error: Exception | None) -> bool:
+def is_of_the_machine(error: Exception | None) -> bool:
     """Whether a file could not be read for a reason that says nothing of what is in it."""
     short = isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY)
     return short or _errno(error) not in (None, *OF_THE_FILE)
 
 
-def _unread(folder: Path, error: Exception | None) -> RetraceError:
+def unread(path: Path, error: Exception | None) -> RetraceError:
+    """What to raise of a folder or a file that is left for another try."""
     remedy = "where there is memory enough, and its disk answers, the same command reads it"
-    return RetraceError(f"{folder}: not read ({_reason(error)}), and left as it is; {remedy}")
+    return RetraceError(f"{path}: not read ({_reason(error)}), and left as it is; {remedy}")
 
 
 @contextmanager

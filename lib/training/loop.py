@@ -82,8 +82,9 @@ def train(
 ) -> TrainingResult:
     """Fine-tune the weights of `model`, or adapters beside them, on the model's turns of `examples`.
 
-    Raises RequestError where an example does not fit or the output holds another run, RetraceError, naming
-    the step, where the loss is no longer a finite number; the checkpoints before that step stay.
+    Raises RequestError where an example does not fit, the output holds another run, or its logs are others than its
+    checkpoints know; RetraceError, naming the step, where the loss is no longer a finite number; the checkpoints before
+    that step stay.
     """
     mesh = make_mesh(config.parallelism)
     model = model._replace(params=spread(model.params, mesh))

@@ -24,8 +24,8 @@ from lib.model import weights
 from lib.model.lora import split
 from lib.model.storage import DamagedError, is_saved, tree_digest
 from lib.model.weights import Model, base_model, load_model, save_model
-from lib.training import loop
-from lib.training.checkpoints import saved_steps
+from lib.training import checkpoints, loop
+from lib.training.checkpoints import LOGS, cut_logs, logs_of, saved_steps
 from lib.training.loop import Metrics, TrainingResult, finished, train
 
 # One configuration for nearly all: every other one would be compiled anew. The two examples are one batch.
@@ -215,6 +215,78 @@ def test_f29_a_checkpoint_that_the_machine_cannot_read_now_is_left_as_it_is(
     assert not isinstance(told.value, DamagedError) and saved_steps(copy / "checkpoints") == [20, 30]
     result, warnings = resumed(small_model, examples, copy)
     assert (result.resumed_from, warnings, result.weights_sha256) == (30, [], whole.result.weights_sha256)
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_that_the_machine_cannot_read_now_costs_no_checkpoint(
+    name: str, copy: Path, whole: Run, small_model: Model, examples: list[Example], monkeypatch
+):
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(RetraceError, match=rf"{name}: not read \(.+\), and left as it is") as told:
+            resumed(small_model, examples, copy)
+    assert not isinstance(told.value, DamagedError) and saved_steps(copy / "checkpoints") == [20, 30]
+    result, warnings = resumed(small_model, examples, copy)
+    assert (result.resumed_from, warnings, result.weights_sha256) == (30, [], whole.result.weights_sha256)
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize("change", ["edited", "deleted"])
+def test_a_log_that_no_checkpoint_knows_is_refused_and_once_put_back_all_goes_on(
+    name: str, change: str, copy: Path, whole: Run, small_model: Model, examples: list[Example]
+):
+    before = (copy / name).read_bytes()
+    (copy / name).write_bytes(b" " + before)
+    if change == "deleted":
+        (copy / name).unlink()
+    with pytest.raises(RequestError, match=f"{name}: not what was logged up to 30; put it back .*, or delete .*points"):
+        resumed(small_model, examples, copy)
+    assert saved_steps(copy / "checkpoints") == [20, 30]
+    (copy / name).write_bytes(before)
+    result, warnings = resumed(small_model, examples, copy)
+    assert (result.resumed_from, warnings, result.weights_sha256) == (30, [], whole.result.weights_sha256)
+
+
+def test_a_log_that_only_an_earlier_checkpoint_knows_is_gone_on_with_from_there(
+    copy: Path, whole: Run, small_model: Model, examples: list[Example]
+):
+    lines = (copy / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_bytes(b"".join([*lines[:12], b" ", *lines[12:]]))  # after step 24
+    with pytest.raises(Killed):
+        train(small_model, examples, CONFIG, copy, on_metrics=killed_at(22), warn=lambda line: None)
+    assert saved_steps(copy / "checkpoints") == [20, 30]
+    result, warnings = resumed(small_model, examples, copy)
+    assert (result.resumed_from, result.weights_sha256) == (20, whole.result.weights_sha256)
+    assert len(warnings) == 1 and "up to 30; falling back to the checkpoint of step 20" in warnings[0]
+    assert metrics(copy) == metrics(whole.output)
+
+
+def test_what_a_checkpoint_records_of_its_logs_is_on_the_disk_before(tmp_path: Path, monkeypatch):
+    for name in LOGS:
+        (tmp_path / name).write_text("{}\n")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    assert logs_of(tmp_path)["metrics.jsonl"]["bytes"] == 3
+    assert synced == [(tmp_path / name).stat().st_ino for name in LOGS]
+
+
+def test_what_one_process_finds_of_a_log_all_act_on(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    record, before = copy / "checkpoints" / "30" / "digest.json", (copy / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(checkpoints, "any_process", lambda mine: True)
+    with pytest.raises(RetraceError, match=r"metrics.jsonl: not read \(by another process\), and left"):
+        cut_logs(copy, record)
+    answers = iter([False, True])
+    monkeypatch.setattr(checkpoints, "any_process", lambda mine: next(answers))
+    with pytest.raises(DamagedError, match="metrics.jsonl: not what was logged up to 30"):
+        cut_logs(copy, record)
+    assert (copy / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_whole_checkpoint_of_another_structure_is_refused_and_left_alone(
