@@ -220,6 +220,19 @@ def test_a_training_that_is_refused_leaves_the_recorded_code_of_the_one_before(i
     assert ended.status == 2 and "give another output folder" in ended.err and files(output) == before
 
 
+def test_a_training_that_was_killed_stays_the_run_that_it_is_where_another_is_refused(in_job, call, tmp_path):
+    output = shutil.copytree(in_job.output, tmp_path / "output")
+    manifest = json.loads((output / "run_manifest.json").read_bytes())
+    (output / "run_manifest.json").unlink()
+    state = {name: manifest[name] for name in ("run_id", "created_at", "attempts", "config", "inputs")}
+    write_json(output / "state.json", state)
+    before = files(output)
+    ended = call(
+        "train", "--config", in_job.config, "--data", in_job.data, "--output", output, "--set", "training.seed=1"
+    )
+    assert ended.status == 2 and "give another output folder" in ended.err and files(output) == before
+
+
 def test_a_checkpoint_is_evaluated_without_a_configuration_by_the_defaults(in_job, call, tmp_path, monkeypatch):
     from lib.evaluation import evaluate
 

@@ -99,7 +99,8 @@ def _recorded(config: Config, data: Path, output: Path, say: Callable[[str], Non
     from lib.training.checkpoints import has_trained
     from lib.training.fingerprint import fingerprint
 
-    kept = {file: file.read_bytes() for file in (output / MANIFEST, output / PATCH) if file.is_file()}
+    files = [output / MANIFEST, output / PATCH, output / STATE]
+    kept = {file: file.read_bytes() for file in files if file.is_file()}
     attempt, before = {"started_at": utc_now(), **save_code(output)}, _earlier(output)
     asked = {"config": asdict(config), "inputs": _inputs(data)}
     if not has_trained(output) and asked != {name: before.get(name) for name in asked}:
@@ -115,10 +116,11 @@ def _recorded(config: Config, data: Path, output: Path, say: Callable[[str], Non
     try:
         yield close
     except RequestError:
-        (output / PATCH).unlink(missing_ok=True)
-        for file, content in kept.items():
-            atomic_write(file, content)
-        (output / STATE).unlink()
+        for file in files:
+            if file in kept:
+                atomic_write(file, kept[file])
+            else:
+                file.unlink(missing_ok=True)
         raise
     except (KeyboardInterrupt, Exception) as failure:
         if isinstance(failure, KeyboardInterrupt):
