@@ -58,7 +58,7 @@ def export_model(run: str, to: Path, dtype: str = "", adapters: bool = False) ->
         if adapters:
             _write_adapters(folder, model, source, dtype)
         else:
-            model = without_lora(model)
+            model = without_lora(model, dtype)
             write_released(folder, model, about.get("system_instruction", ""), dtype)
         held = "float32" if adapters else weights_dtype(model)
         facts = CardFacts(about, source.run, source.manifest, held, dtype or held, adapters)

@@ -172,9 +172,6 @@ def _record(facts: CardFacts) -> dict[str, Any]:
     about, manifest = facts.about, facts.manifest or {}
     inputs = manifest.get("inputs", {})
     dataset, eval_set, data = (inputs.get(name) or {} for name in ("dataset", "eval_set", "data"))
-    rounded = (
-        "" if facts.stored == facts.held else f", rounded from the {facts.held} that everything here was found with"
-    )
     return {
         "run": facts.run,
         "run id": manifest.get("run_id"),
@@ -191,11 +188,22 @@ def _record(facts: CardFacts) -> dict[str, Any]:
         "eval set sha256": eval_set.get("sha256"),
         "base weights sha256": about.get("inputs", {}).get("base_weights_sha256"),
         "weights sha256": about["weights_sha256"],
-        "numbers in these files": f"{facts.stored}{rounded}",
+        "numbers in these files": _numbers(facts),
         "tokenizer sha256": about["tokenizer_file_sha256"],
         "commit": _commit(manifest),
         "fingerprint": ", ".join(f"{name} {value}" for name, value in about.get("fingerprint", {}).items() if value),
     }
+
+
+def _numbers(facts: CardFacts) -> str:
+    """Their dtype, and whether it is narrower than what the model was trained and evaluated with."""
+    if facts.stored == "float32":
+        return facts.stored
+    if facts.held != facts.stored:
+        return f"{facts.stored}, rounded from the {facts.held} that everything here was found with"
+    if "lora" in facts.about:
+        return f"{facts.stored}, rounded as the adapters were merged; everything here was found with them beside it"
+    return facts.stored
 
 
 def _commit(manifest: dict[str, Any]) -> str | None:

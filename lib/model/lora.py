@@ -90,16 +90,20 @@ def join(base: Params, adapters: Params) -> Params:
     return joined
 
 
-def merged(params: Params, config: LoraConfig) -> Params:
-    """The weights of the ordinary model that computes the same: each projection with its adapter added."""
+def merged(params: Params, config: LoraConfig, dtype: str = "") -> Params:
+    """The weights of the ordinary model that computes the same: each projection with its adapter added.
+
+    The sums are of `dtype`, or else of the base's, in which an update below its last bit is lost.
+    """
     base, adapters = split(params)
     for number, layer in adapters["layers"].items():
         for block, found in layer.items():
             for name, adapter in found[ADAPTERS].items():
-                base["layers"][number][block][name] = _added(base["layers"][number][block][name], adapter, config)
+                weight = base["layers"][number][block][name]
+                base["layers"][number][block][name] = _added(weight, adapter, config, dtype)
     return base
 
 
-def _added(weight: jax.Array, adapter: Params, config: LoraConfig) -> jax.Array:
+def _added(weight: jax.Array, adapter: Params, config: LoraConfig, dtype: str) -> jax.Array:
     update = jnp.tensordot(adapter["b"], adapter["a"], axes=1) * (config.alpha / config.rank)
-    return (weight.astype(jnp.float32) + update.astype(jnp.float32)).astype(weight.dtype)
+    return (weight.astype(jnp.float32) + update.astype(jnp.float32)).astype(dtype or weight.dtype)

@@ -130,11 +130,13 @@ def with_lora(base: Model, lora: LoraConfig, seed: int) -> Model:
     return base._replace(graph=graph, params=params, lora=lora)
 
 
-def without_lora(model: Model) -> Model:
-    """The same model with its adapters merged into its weights; one without any is itself."""
+def without_lora(model: Model, dtype: str = "") -> Model:
+    """The same model with its adapters merged into its weights, in `dtype` as `merged` has it; one without any is
+    itself."""
     if model.lora is None:
         return model
-    return model._replace(graph=abstract(model.config)[0], params=merged(model.params, model.lora), lora=None)
+    params = merged(model.params, model.lora, dtype)
+    return model._replace(graph=abstract(model.config)[0], params=params, lora=None)
 
 
 def model_config(name: str, tokenizer: Tokenizer) -> GemmaConfig:

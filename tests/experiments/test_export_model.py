@@ -25,7 +25,7 @@ from lib.experiments.model_card import hub_name
 from lib.files import sealed, sha256_file, write_json
 from lib.model import releasing
 from lib.model.gemma import GENERATIONS
-from lib.model.lora import join, split
+from lib.model.lora import join, merged, split
 from lib.model.released_weights import read_weights
 from lib.model.storage import tree_digest
 from lib.model.weights import Model, abstract, base_model, load_model, save_model, with_lora, without_lora
@@ -310,11 +310,15 @@ def test_a_shape_that_transformers_does_not_have_is_refused(small_model: Model, 
 @pytest.fixture
 def adapted(home: Path, dataset: Dataset, tmp_path: Path) -> Path:
     """A checkpoint of adapters that have moved."""
-    base = base_model("tiny", 42, dataset.tokenizer_file)
+    return adapted_to("float32", dataset, tmp_path)
+
+
+def adapted_to(dtype: str, dataset: Dataset, tmp_path: Path) -> Path:
+    base = base_model("tiny", 42, dataset.tokenizer_file, dtype)
     model = with_lora(base, LoraConfig(rank=2), seed=1)
     frozen, adapters = split(model.params)
     model = model._replace(params=join(frozen, jax.tree.map(lambda leaf: leaf + 0.1, adapters)))
-    adapts = {"seed": 42, "dtype": "float32", "weights_sha256": base.weights_sha256}
+    adapts = {"seed": 42, "dtype": dtype, "weights_sha256": base.weights_sha256}
     save_model(tmp_path / "checkpoint", model, adapts=adapts, system_instruction="")
     return tmp_path / "checkpoint"
 
@@ -325,6 +329,20 @@ def test_adapters_are_merged_into_a_model_that_needs_no_peft(adapted: Path, tmp_
     found = read_weights(tmp_path / "out", model.config, without_lora(model).params)
     assert tree_digest(found) == without_lora(model).weights_sha256 != tree_digest(split(model.params).base)
     assert "library_name: transformers" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_adapters_of_a_bfloat16_base_are_merged_in_the_dtype_that_is_written(home, dataset: Dataset, tmp_path: Path):
+    checkpoint = adapted_to("bfloat16", dataset, tmp_path)
+    model = load_model(checkpoint)
+    base, adapters = split(model.params)
+    exact = merged(join(jax.tree.map(lambda leaf: leaf.astype("float32"), base), adapters), model.lora)
+    rounded = jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype("float32"), exact)
+    said = ", rounded as the adapters were merged; everything here was found with them beside it"
+    for dtype, expected, words in [("float32", exact, "float32"), ("", rounded, f"bfloat16{said}")]:
+        folder = tmp_path / f"out{dtype}"
+        export_model(str(checkpoint), folder, dtype)
+        assert tree_digest(read_weights(folder, model.config, base)) == tree_digest(expected)
+        assert f"| numbers in these files | {words} |" in (folder / "README.md").read_text()
 
 
 def test_adapters_alone_are_what_peft_reads(adapted: Path, tmp_path: Path, capsys):
