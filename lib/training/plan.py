@@ -10,9 +10,10 @@ A plan that cannot fit is refused together with the settings that would.
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from math import prod
+from operator import or_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import psutil
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lib.config import Config, LoraConfig
+from lib.config import Config, build, to_dict
 from lib.data.batches import Batch
 from lib.errors import RequestError
 from lib.model.gemma import GemmaConfig
@@ -137,27 +138,34 @@ def check_plan(planned: Plan, model: GemmaConfig, config: Config, length: int, u
         found = compiled_step(changed, shapes_of(model, changed), length, untrained)[1]
         if found.peak <= planned.room:
             raise RequestError(f"{problem}. This would fit, with {_size(found.peak)}: --set {' --set '.join(settings)}")
-    raise RequestError(f"{problem}. Neither smaller batches, nor training.lora, would fit; take a smaller model")
+    other = "model.dtype=bfloat16" if config.training.lora else "training.lora"
+    raise RequestError(f"{problem}. Neither smaller batches, nor {other}, would fit; take a smaller model")
 
 
 def _smaller(config: Config) -> Iterator[tuple[Config, list[str]]]:
     """The same training with less and less memory, and how to ask for it: what changes the result comes last."""
-    training, model, settings = config.training, config.model, {}
-    size = training.per_device_batch_size
-    steps: list[dict[str, Any]] = [{"remat": True}]
+    size, narrow = config.training.per_device_batch_size, {"model.dtype": "bfloat16"}
+    steps: list[dict[str, Any]] = [{"training.remat": True}]
     while size > 1 and size % 2 == 0:
         size //= 2
-        steps.append({"per_device_batch_size": size, "grad_accum_steps": config.training.grad_accum_steps
-                      * config.training.per_device_batch_size // size})  # fmt: skip
-    steps += [{"optimizer": "adafactor"}, {"lora": LoraConfig()}]
-    for changes in steps:
-        training = replace(training, **changes)
-        settings |= {f"training.{name}": value for name, value in changes.items()}
-        if "lora" in changes:
-            model = replace(model, dtype="bfloat16")
-            settings |= {"training.lora": "{}", "model.dtype": "bfloat16"}
+        steps.append({"training.per_device_batch_size": size, "training.grad_accum_steps":
+                      config.training.grad_accum_steps * config.training.per_device_batch_size // size})  # fmt: skip
+    if config.training.lora is None:
+        steps += [{"training.optimizer": "adafactor"}, {"training.lora": {}} | narrow]
+    asked = list(accumulate(steps, or_))
+    if config.training.lora:
+        asked += [narrow, asked[-1] | narrow]  # alone, as that is most of it: the optimizer has the adapters alone
+    for settings in asked:
         shown = [f"'{name}={str(value).lower()}'" for name, value in settings.items()]
-        yield replace(config, training=training, model=model), shown
+        yield _changed(config, settings), shown
+
+
+def _changed(config: Config, settings: dict[str, Any]) -> Config:
+    tree = to_dict(config)
+    for name, value in settings.items():
+        part, field = name.split(".")
+        tree[part][field] = value
+    return build(Config, tree, "")
 
 
 def _plan(compiled: jax.stages.Compiled, state: TrainState, shapes: Shapes) -> Plan:

@@ -77,6 +77,17 @@ def test_a_plan_that_cannot_fit_is_refused_with_settings_that_do(whole: Plan, mo
     assert training.per_device_batch_size * training.grad_accum_steps == 4
 
 
+def test_adapters_that_are_asked_for_are_kept_in_what_would_fit(monkeypatch: pytest.MonkeyPatch):
+    mine = replace(LORA, training=replace(LORA.training, remat=True, per_device_batch_size=1))
+    asked = dict((" ".join(settings), changed) for changed, settings in plan._smaller(mine))
+    narrow = asked["'model.dtype=bfloat16'"]
+    assert narrow == replace(mine, model=replace(mine.model, dtype="bfloat16")) == list(asked.values())[-1]
+    assert not any("lora" in settings or "optimizer" in settings for settings in asked)
+    monkeypatch.setattr(plan, "_room", lambda mesh: 1000)
+    with pytest.raises(RequestError, match=r"nor model\.dtype=bfloat16, would fit; take a smaller model"):
+        check_plan(planned(mine), SHAPE, mine, LENGTH)
+
+
 def test_the_limit_of_a_container_or_a_job_is_less_than_the_machine_has(tmp_path: Path):
     """What systemd, Docker and Slurm write, in both versions of control groups."""
     member, job, old = tmp_path / "cgroup", tmp_path / "groups" / "job", tmp_path / "groups" / "memory" / "docker"
