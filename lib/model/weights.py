@@ -121,7 +121,14 @@ def configured_base(config: Config, tokenizer_file: Path) -> Model:
 def _read_by(mesh: Mesh | None, name: str) -> AbstractContextManager:
     """What goes to many devices is read on the host, as one of them may not hold it."""
     alone = mesh is None or is_from_scratch(name)
-    return nullcontext() if alone else jax.default_device(jax.local_devices(backend="cpu")[0])
+    if alone:
+        return nullcontext()
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        raise RequestError(
+            f"reading {name} for several devices: JAX_PLATFORMS leaves out the host; add it: JAX_PLATFORMS=cuda,cpu"
+        ) from None
 
 
 def with_lora(base: Model, lora: LoraConfig, seed: int) -> Model:

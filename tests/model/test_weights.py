@@ -202,3 +202,12 @@ def test_weights_drawn_at_once_are_those_that_each_matrix_would_draw():
 
 def test_a_model_says_briefly_what_it_is(small_model):
     assert repr(small_model) == f"Model('toy', 1 layers, vocabulary {small_model.config.vocab_size})"
+
+
+def test_a_host_that_jax_was_told_to_leave_out_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    def unknown(backend: str):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", unknown)
+    with pytest.raises(RequestError, match="JAX_PLATFORMS=cuda,cpu"):
+        weights._read_by(object(), "google/gemma-2b-it")
