@@ -207,9 +207,11 @@ def _load_adapted(folder: Path, about: dict[str, Any], mesh: Mesh | None, base: 
     with _read_by(mesh, about["base"]):
         base = base or base_model(about["base"], adapts["seed"], folder / "tokenizer.json", adapts["dtype"])
     if base.weights_sha256 != adapts["weights_sha256"]:
+        scratch = is_from_scratch(about["base"])
+        remedy = "read it on the kind of device" if scratch else "fetch the release"
         raise RequestError(
             f"{folder}: its adapters were trained beside weights {adapts['weights_sha256'][:16]} of {about['base']}, "
-            f"and here that is {base.weights_sha256[:16]}; fetch the release that they were trained on"
+            f"and here that is {base.weights_sha256[:16]}; {remedy} that they were trained on"
         )
     adapted = with_lora(base._replace(dtype=about["dtype"]), LoraConfig(**about["lora"]), seed=0)
     parts = split(spread(adapted.params, mesh))
