@@ -250,8 +250,10 @@ def test_a_checkpoint_is_evaluated_without_a_configuration_by_the_defaults(in_jo
 def test_runs_list_and_show_tell_of_the_training(in_job, call):
     assert call("runs", "list").out.split() == ["duel", "done"]
     shown = call("runs", "show", "duel")
-    assert shown.status == 0 and "dataset         duel-v1" in shown.out and "status          done" in shown.out
+    assert shown.status == 0 and "dataset         duel.jsonl" in shown.out and "status          done" in shown.out
     assert json.loads(call("runs", "show", "duel", "--json").out)["status"] == "done"
+    [listed] = json.loads(call("runs", "list", "--json").out)
+    assert listed["dataset"] == "duel.jsonl"  # what was trained on, not what the configuration names
     assert call("runs", "list", "--html").status == 0  # no run of ours, and yet in the table
     assert '<tr data-run="duel"' in (in_job.home / "index.html").read_text()
 

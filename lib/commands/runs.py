@@ -220,7 +220,7 @@ def coloured_status(text: str) -> Coloured | str:
 
 
 def runs_show(arguments: argparse.Namespace) -> None:
-    from lib.experiments.run import find_run, read_manifest
+    from lib.experiments.run import find_run, read_manifest, trained_on
 
     manifest = read_manifest(find_run(arguments.run))
     if as_json():
@@ -229,7 +229,7 @@ def runs_show(arguments: argparse.Namespace) -> None:
     evaluation = manifest["metrics"].get("evaluation") or {}
     for name, value in {
         "run": manifest["artifacts_path"], "status": manifest["status"], "error": manifest.get("error"),
-        "dataset": manifest["dataset_key"], "recipe": manifest["recipe"], "seed": manifest["seed"],
+        "dataset": trained_on(manifest), "recipe": manifest["recipe"], "seed": manifest["seed"],
         "weights sha256": manifest["metrics"].get("weights_sha256"), "verdict": evaluation.get("sentence"),
         "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in manifest["wall_s"].items()),
     }.items():  # fmt: skip

@@ -35,7 +35,17 @@ KERNELS = ("ipykernel", "lib.experiments.kernels")  # what the command of a kern
 LOCK, KERNEL_LOCK, KERNEL_PID = ".lock", ".kernel.lock", ".kernel.pid"
 BOOKKEEPING = {MANIFEST, STATE, LOCK, KERNEL_LOCK, KERNEL_PID}  # of a run folder, and no artefact of the run
 MANIFEST_VERSION = "1.0"
-MANIFEST_KEYS = {"status", "artifacts_path", "artifacts", "dataset_key", "recipe", "seed", "metrics", "wall_s"}
+MANIFEST_KEYS = {
+    "status",
+    "artifacts_path",
+    "artifacts",
+    "dataset_key",
+    "inputs",
+    "recipe",
+    "seed",
+    "metrics",
+    "wall_s",
+}
 ORPHAN_SECONDS = 5
 
 
@@ -320,6 +330,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def trained_on(manifest: dict[str, Any]) -> str:
+    """The dataset of a run, or the file that was trained on, whatever dataset its configuration names."""
+    data = manifest["inputs"].get("data")
+    return data["file"] if data else manifest["dataset_key"]
+
+
 def _listed(folder: Path) -> dict[str, Any]:
     """One row; what an unfinished run does not say yet is empty."""
     row = {"run": folder.name, "status": status_of(folder), "verdict": "", "error": "", "created_at": "",
@@ -335,7 +351,7 @@ def _listed(folder: Path) -> dict[str, Any]:
         "verdict": evaluation.get("sentence", ""),
         "error": manifest.get("error", ""),
         "created_at": manifest["created_at"],
-        "dataset": manifest["dataset_key"],
+        "dataset": trained_on(manifest),
         "model": manifest["config"]["model"]["name"],
         "n": evaluation.get("n"),
         **{name: side.get("accuracy") for name, side in sides.items()},

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from lib.errors import RequestError, RetraceError
 from lib.experiments.compare_runs import leaves
-from lib.experiments.run import MANIFEST, read_manifest
+from lib.experiments.run import MANIFEST, read_manifest, trained_on
+from lib.experiments.stages import command
 from lib.files import home, sha256_bytes, shown_path
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow"}
@@ -165,7 +166,7 @@ def _tags(manifest: dict[str, Any]) -> dict[str, str]:
     evaluation = manifest["metrics"].get("evaluation") or {}
     tags = {
         "retrace.status": manifest["status"],
-        "retrace.dataset": manifest["dataset_key"],
+        "retrace.dataset": trained_on(manifest),
         "retrace.verdict": evaluation.get("sentence"),
         "retrace.weights_sha256": manifest["metrics"].get("weights_sha256"),
         "mlflow.source.git.commit": manifest.get("git_sha"),
