@@ -603,7 +603,7 @@ WRONG = {
     ),
     "unknown dataset": (["dataset", "export", "absent-v1", "--format", "trace"], "dataset absent-v1: not built"),
     "dataset outside": (["dataset", "export", "../../etc", "--format", "trace"], "cannot become a file name"),
-    "missing training file": (["dataset", "validate", "absent.jsonl"], "absent.jsonl: No such file"),
+    "missing training file": (["dataset", "validate", "absent"], "nor a dataset of this name; datasets here: none"),
     "bad training file": (["dataset", "validate", "{folder}/bad.jsonl"], "bad.jsonl:1: "),
     "missing configuration": (["run", "absent.yaml"], "absent.yaml: no such file; configs/ holds"),
     "misspelt key": (["run", "configs/smoke.yaml", "--set", "training.num_step=1"], "did you mean training.num_steps?"),

@@ -179,13 +179,15 @@ def _conclude_sweep(made: Any) -> None:
 
 def _undone(made: Any) -> Iterator[str]:
     """What keeps a sweep from being whole; what is damaged is no better for going on."""
+    from lib.experiments.stages import command
+
     damaged = [one for one in made.undone if one.status == "damaged"]
     waiting = [one for one in made.undone if one.status != "damaged"]
     if damaged:
         yield f"{len(damaged)} of {len(made.outcomes)} trials damaged: {_few(damaged, 'error')}"
     if waiting:
         yield (f"{len(waiting)} of {len(made.outcomes)} trials not done: {_few(waiting, 'status')}; "
-               f"to go on: python -m lib resume {made.folder.name}")  # fmt: skip
+               f"to go on: {command('resume', made.folder.name)}")  # fmt: skip
 
 
 def _few(outcomes: list[Any], what: str) -> str:

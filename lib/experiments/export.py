@@ -15,7 +15,8 @@ import jax
 
 from lib.errors import RequestError, RetraceError
 from lib.experiments.model_card import CardFacts, model_card
-from lib.experiments.run import MANIFEST, find_run, read_manifest
+from lib.experiments.run import CONFIG, MANIFEST, find_run, read_manifest
+from lib.experiments.stages import command
 from lib.files import atomic_folder, atomic_write, sha256_file, shown_path
 from lib.model.lora import split
 from lib.model.released import find_released, is_from_scratch
@@ -83,7 +84,8 @@ def find_source(run: str) -> Source:
     folder = find_run(run)
     checkpoint = folder / TUNED
     if not (checkpoint / "model.json").is_file():
-        raise RequestError(f"{shown_path(folder)}: not trained to its end (no {TUNED}); python -m lib resume {run}")
+        again = command("resume", run) if (folder / CONFIG).is_file() else "give its train command again"
+        raise RequestError(f"{shown_path(folder)}: not trained to its end (no {TUNED}); {again}")
     manifest = read_manifest(folder)
     recorded = manifest["artifacts"].get(f"{TUNED}/model.json", {}).get("sha256")
     if recorded != sha256_file(checkpoint / "model.json"):

@@ -4,6 +4,7 @@ measured = measure("quickstart-v1", tokenizer="google/gemma-3-270m-it")
 measured.lengths.over(512), measured.lengths.longest[0]      # 0, ExampleLength("7c2f…", 118)
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from lib.data.export import read_examples, recipe_of
 from lib.data.renderer import Example, render_example
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.validation import Lengths, measure_lengths, recorded_lengths, spread
+from lib.errors import RequestError
 from lib.experiments.stages import datasets
 from lib.model.released import find_released
 
@@ -29,7 +31,12 @@ def measure(name: str, tokenizer: str = "", samples: int = 0) -> Measured:
 
     Read from the manifest where that holds those of all. Raises RequestError, and RetraceError for a damaged dataset.
     """
-    if name not in list_datasets(datasets()) or Path(name).is_file():
+    there = list_datasets(datasets())
+    if name not in there or Path(name).is_file():
+        if "\0" not in name and not os.path.lexists(name):
+            raise RequestError(
+                f"{name}: No such file, nor a dataset of this name; datasets here: {', '.join(there) or 'none'}"
+            )
         examples = read_examples(Path(name), recipe_of(Path(name)))
         learned, by = _tokenizer_of_file(Path(name), examples, tokenizer)
         chosen = (examples[place] for place in sorted(spread(len(examples), samples)))

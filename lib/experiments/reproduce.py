@@ -125,7 +125,7 @@ def _source(source: str) -> _Source:
         if (status := read_manifest(folder)["status"]) != "done":
             raise RequestError(f"{source}: its status is {status}, and only a run that is done can be reproduced")
     elif not (folder / MANIFEST).is_file():
-        raise RequestError(f"{source}: has no manifest yet; go on with it first: python -m lib resume {source}")
+        raise RequestError(f"{source}: has no manifest yet; go on with it first: {command('resume', source)}")
     return _Source(read_record(folder / EVIDENCE), folder, findings)
 
 

@@ -164,6 +164,7 @@ def write_report(report: Report) -> None:
         "pairs": [pair_row(pair) for pair in report.pairs],
         "family": family(report),
         "settings": settings_of(report),
+        "resume": command("resume", report.folder.name),
     }
     write_sweep(report.folder / PAGE, report, tables, _origin(report))
 
@@ -371,7 +372,7 @@ def _find(trial: Trial, error: str) -> Found:
     except RetraceError as failure:  # no manifest, as it was killed, or files that are not what was written
         error = error or str(failure)
         if status in ("done", "damaged"):
-            status, error = "damaged", f"{error}; python -m lib runs verify {run.name}"
+            status, error = "damaged", f"{error}; {command('runs', 'verify', run.name)}"
     return Found(trial, run.name, status, error, manifest, answers)
 
 

@@ -62,7 +62,8 @@ def track_ended(folder: Path, targets: Iterable[str], say: Say) -> None:
     try:
         track(folder, ["mlflow"], say)
     except Exception as error:  # whatever the record holds: the run is over, and stays what it is
-        say(f"{error}; again: python -m lib runs track {folder.name} --to mlflow")
+        name = folder.name if folder.resolve().parent == home() else str(folder.resolve())
+        say(f"{error}; again: {command('runs', 'track', name, '--to', 'mlflow')}")
 
 
 def track(folder: Path, targets: Iterable[str], say: Say) -> dict[str, str]:

@@ -22,6 +22,7 @@ from lib.evaluation.compare import Comparison, figures
 from lib.experiments.export import export_model
 from lib.experiments.manifest import hash_files, write_manifest
 from lib.experiments.model_card import hub_name
+from lib.experiments.stages import command
 from lib.files import sealed, sha256_file, write_json
 from lib.model import releasing
 from lib.model.gemma import GENERATIONS
@@ -289,7 +290,9 @@ def test_a_run_that_is_not_there_not_trained_or_not_concluded_is_refused(
     assert "run absent: no such run in " in refused(capsys, "absent", *to)
     (home / "dry").mkdir()
     recorded(home / "dry", CONFIG, status="dry_run")
-    assert "not trained to its end" in refused(capsys, "dry", *to)
+    assert "not trained to its end (no checkpoint-final); give its train command again" in refused(capsys, "dry", *to)
+    (home / "dry" / "config.yaml").touch()  # as a run has it
+    assert command("resume", "dry") in refused(capsys, "dry", *to)
     (run / "run_manifest.json").rename(run / "state.json")
     assert "no run_manifest.json; its status is " in refused(capsys, run.name, *to)
     write_json(run / "run_manifest.json", sealed({"manifest_version": "9"}))

@@ -15,6 +15,7 @@ from lib.config import load_config
 from lib.evaluation.results import ItemResult, Results
 from lib.evaluation.statistics import holm, mcnemar_exact, wilson_interval
 from lib.experiments.sweep_report import Found, Report, as_json, compare_trials, markdown, write_report
+from lib.experiments.stages import command
 from lib.experiments.trials import SweepConfig, Trial
 
 CONFIG = load_config("configs/smoke.yaml")
@@ -102,12 +103,13 @@ def test_a_best_that_a_constant_answer_equals_is_said_so(tmp_path):
     assert said not in report_on(tmp_path, *sides, constant=[1]).headline
 
 
-def test_a_failed_trial_is_left_out_and_said_so(tmp_path):
+def test_a_failed_trial_is_left_out_and_said_so(home, tmp_path):
     report = report_on(tmp_path, answers([1], 40), None, answers([1, 2], 40))
     assert report.headline.endswith("1 of 3 trials is not done, and left out.") and report.tests == 1
     write_report(report)
     page = (tmp_path / "sweep.html").read_text()
     assert "1 of 3 trials not done" in page and "03_train: it broke" in page
+    assert f"<code>{command('resume', tmp_path.name)}</code>" in page and f"--home {home}" in page
     assert as_json(report)["trials"][1]["score"] is None
 
 

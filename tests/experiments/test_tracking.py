@@ -20,6 +20,7 @@ from lib.data.renderer import Example
 from lib.errors import RequestError, RetraceError
 from lib.experiments import tracking
 from lib.experiments.manifest import artifact_names, hash_files, write_manifest
+from lib.experiments.stages import command
 from lib.experiments.tracking import check_tracking, track, track_ended
 from lib.files import repository_root
 from lib.model.weights import Model
@@ -97,7 +98,7 @@ def test_event_files_are_no_artefact_of_a_run(tmp_path):
     assert artifact_names(ended(tmp_path)) == {"metrics.jsonl"}
 
 
-def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, monkeypatch, capsys):
+def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(home, tmp_path, monkeypatch, capsys):
     def fail(*given: object) -> None:
         raise ConnectionError("no route to host\nand more")
 
@@ -105,8 +106,8 @@ def test_a_tracker_that_fails_is_told_of_in_one_line_and_fails_no_run(tmp_path, 
     monkeypatch.setattr(tracking, "check_tracking", lambda targets: None)
     said: list[str] = []
     track_ended(ended(tmp_path / "toy"), ["mlflow"], said.append)
-    again = "python -m lib runs track toy --to mlflow"
-    assert said == [f"MLflow was not told (no route to host); again: {again}"]
+    again = command("runs", "track", str(tmp_path / "toy"), "--to", "mlflow")  # it lies beside the home
+    assert said == [f"MLflow was not told (no route to host); again: {again}"] and f"--home {home}" in again
     assert main(["runs", "track", str(tmp_path / "toy"), "--to", "mlflow"]) == 1
     assert capsys.readouterr().err == "error: MLflow was not told (no route to host)\n"
 

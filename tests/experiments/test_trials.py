@@ -14,6 +14,7 @@ from lib.experiments import sweep
 from lib.experiments.manifest import write_manifest
 from lib.experiments.run import create_run
 from lib.experiments.sweep import read_sweep
+from lib.experiments.stages import command
 from lib.experiments.sweep_report import make_report
 from lib.experiments.trials import Trial, find_sweep, load_sweep, make_trials, overrides, run_of
 
@@ -217,14 +218,12 @@ def test_a_trial_whose_answers_are_damaged_is_verified_and_not_gone_on_with(begu
     assert main(["resume", begun.name]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {begun.name}: 2 of 2 trials damaged: {first.name} (eval_after.jsonl: not as ")
-    assert all(f"python -m lib runs verify {run.name})" in error for run in runs) and "to go on" not in error
+    assert all(f"{command('runs', 'verify', run.name)})" in error for run in runs) and "to go on" not in error
     (runs[1] / "run_manifest.json").unlink()
     assert main(["resume", begun.name]) == 1
     error = capsys.readouterr().err
     assert "1 of 2 trials damaged" in error and error.count("\n") == 1
-    assert error.endswith(
-        f"1 of 2 trials not done: {second.name} (stale); to go on: python -m lib resume {begun.name}\n"
-    )
+    assert error.endswith(f"1 of 2 trials not done: {second.name} (stale); to go on: {command('resume', begun.name)}\n")
 
 
 def test_what_a_trial_failed_of_this_time_is_told_and_not_what_of_the_last_time(begun):
