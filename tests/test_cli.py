@@ -683,6 +683,21 @@ def test_a_damaged_run_manifest_is_named(manifest, call, home):
     assert call("runs", "list").out.split() == ["toy", "damaged"]
 
 
+@pytest.mark.parametrize(
+    "words, key, value",
+    [
+        (["traces", "import", "--", "--x.jsonl"], "files", ["--x.jsonl"]),
+        (
+            ["dataset", "export", "x-v1", "--format", "messages", "--system-instruction", "-- be brief"],
+            "system_instruction",
+            "-- be brief",
+        ),
+    ],
+)
+def test_what_stands_after_two_dashes_or_holds_a_blank_is_no_flag(words, key, value):
+    assert getattr(parser().parse_args(words), key) == value
+
+
 # ---- as a process -----------------------------------------------------------------------------------------
 
 

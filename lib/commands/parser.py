@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -41,8 +42,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         """What a verb does not know is told by that verb, and before what it misses: the hint is the flag meant."""
         known = {flag for action in self._actions for flag in action.option_strings}
-        words = [word.split("=")[0] for word in (sys.argv[1:] if args is None else args)]
-        strange = [word for word in words if word.startswith("--") and word not in known]
+        flags = takewhile(lambda word: word != "--", sys.argv[1:] if args is None else args)  # the rest are values
+        words = [word.split("=")[0] for word in flags]
+        strange = [word for word in words if word.startswith("--") and " " not in word and word not in known]
         takes_all = any(action.nargs == argparse.REMAINDER for action in self._actions)
         if strange and not self._subparsers and not takes_all:
             self.error(f"unrecognized arguments: {' '.join(strange)}")

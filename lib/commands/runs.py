@@ -153,12 +153,12 @@ def sweep(arguments: argparse.Namespace) -> None:
 
         if folder is None:
             raise RequestError(f"--trial: is one of a sweep that was begun, and {arguments.sweep} is none")
-        run_trial(folder, arguments.trial)
+        run_trial(folder, arguments.trial, say_on)
         return
-    from lib.experiments.sweep import plan, resume_sweep, run_sweep
+    from lib.experiments.sweep import plan, read_sweep, resume_sweep, run_sweep
 
     if arguments.dry_run:
-        trials = plan(arguments.sweep).trials
+        trials = (read_sweep(folder) if folder else plan(arguments.sweep)).trials
         report([{"trial": trial.name, "label": trial.label} for trial in trials],
                [f"{trial.name}  {trial.label}" for trial in trials])  # fmt: skip
         return
