@@ -34,6 +34,7 @@ def start(words: list[str], processes: int) -> None:
         try:
             for number, log in enumerate(logs):
                 who = {"JAX_PROCESS_ID": str(number), "JAX_LOCAL_DEVICE_IDS": str(number)}
+                who |= {"NO_COLOR": "1"} if number else {}  # what it says goes to a file
                 with open(log, "wb") as file:
                     children.append(_child(words, os.environ | job | who, file if number else None))
             failed = _wait(children)

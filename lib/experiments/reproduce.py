@@ -237,7 +237,8 @@ def _execute(record: dict[str, Any], scratch: Path, python: Path, say: Callable[
         command += ["--set", "tracking=[]"]
     if ungar := _named(recorded, "traces", "ungar_python"):
         command += ["--set", f"traces.ungar_python={json.dumps(_found_from_here(ungar), ensure_ascii=False)}"]
-    environment = {**os.environ, "PYTHONPATH": str(scratch / "code")}  # before an installed lib, in its kernels too
+    environment = {**os.environ, "NO_COLOR": "1"}  # what it says is told by us
+    environment["PYTHONPATH"] = str(scratch / "code")  # before an installed lib, in its kernels too
     if gym := os.environ.get(VARIABLE):
         environment[VARIABLE] = _found_from_here(gym)
     process = subprocess.Popen(

@@ -167,8 +167,9 @@ def call(command: list[str], log: Path, own_session: bool) -> int:
     """
     with open(log, "ab") as out:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=own_session
-        ).returncode
+            command, env=os.environ | {"NO_COLOR": "1"}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=own_session,
+        ).returncode  # fmt: skip
 
 
 def _command(folder: Path, trial: Trial) -> list[str]:

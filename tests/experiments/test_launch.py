@@ -187,6 +187,16 @@ def test_the_process_that_began_it_is_named_not_those_that_end_because_of_it(
     assert (named or "") in (said := capfd.readouterr().err) and bool(said) == bool(named)
 
 
+def test_what_is_kept_in_a_file_is_without_colours(monkeypatch: pytest.MonkeyPatch):
+    given = []
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(
+        launch, "_child", lambda words, environment, errors: given.append(environment) or subprocess.Popen("true")
+    )
+    launch.start([], 2)
+    assert [environment.get("NO_COLOR") for environment in given] == [None, "1"]
+
+
 @DISTRIBUTED
 def test_a_job_that_does_not_fit_its_devices_is_refused_in_one_sentence(place: Path):
     job = launched(*training(place, "four.yaml", "refused", "--set", "parallelism.tensor=1"))

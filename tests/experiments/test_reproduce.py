@@ -250,6 +250,13 @@ def test_an_interpreter_is_looked_for_from_where_the_command_is_given(tmp_path, 
         assert seen["environment"][VARIABLE] == str(place)
 
 
+def test_why_doing_it_again_failed_is_told_without_colours(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    (tmp_path / "code").symlink_to(repository_root())
+    with pytest.raises(again.RetraceError, match="^doing it again failed: [^\x1b]*no such key"):
+        again._execute({"config": "nmae: x"}, tmp_path, Path(sys.executable), print)
+
+
 @pytest.mark.parametrize("config", ["traces: a text", "traces: [1]", "traces: {game: [1]}"])
 def test_a_record_whose_traces_are_anything_is_refused_in_one_line(config, home, tmp_path):
     record = {"config": config, "results": {"dataset_sha256": "0"}}

@@ -1,6 +1,7 @@
 """What a sweep asks for: every combination, or seeded draws; each a whole configuration, all of them checked first."""
 
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from lib.errors import RequestError
 from lib.experiments import sweep
 from lib.experiments.manifest import write_manifest
 from lib.experiments.run import create_run
-from lib.experiments.sweep import read_sweep
 from lib.experiments.stages import command
+from lib.experiments.sweep import read_sweep
 from lib.experiments.sweep_report import make_report
 from lib.experiments.trials import Trial, find_sweep, load_sweep, make_trials, overrides, run_of
 
@@ -198,6 +199,30 @@ def test_a_sweep_goes_on_in_its_own_home_alone(words, begun, home, tmp_path, mon
     assert main([*words, str(begun)]) == 2
     assert f"give --home {home}\n" in capsys.readouterr().err
     assert (begun / "sweep.html").read_bytes() == page and not (tmp_path / "other").exists()
+
+
+def test_the_trials_of_a_sweep_that_was_begun_are_listed_by_its_folder_as_by_its_file(begun, tmp_path, capsys):
+    capsys.readouterr()
+    listed = []
+    for given in (begun.name, str(begun), str(tmp_path / "toy.yaml")):
+        assert main(["sweep", given, "--dry-run"]) == 0
+        listed.append(capsys.readouterr().out)
+    assert listed[0] == listed[1] == listed[2] and len(listed[0].splitlines()) == 2
+
+
+@pytest.mark.parametrize("flag, told", [("--json", "trial at work\n"), ("-q", "")])
+def test_one_trial_keeps_its_remarks_off_standard_output(flag, told, begun, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "run_pipeline", lambda config, name, say: say("trial at work"))
+    capsys.readouterr()
+    assert main(["sweep", begun.name, "--trial", "1", flag]) == 0
+    assert capsys.readouterr() == ("", told)
+
+
+def test_what_a_trial_says_is_kept_without_colours(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    job, log = Future(), tmp_path / "trial.log"
+    job.set_result(sweep.call([sys.executable, "-m", "lib", "runs", "show", "absent"], log, own_session=True))
+    assert sweep._error(job, log).startswith("run absent: no such run in ")
 
 
 def ended(trial: Trial, status: str, **given: Any) -> Path:
