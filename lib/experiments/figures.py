@@ -30,7 +30,8 @@ def loss_figure(lines: list[dict[str, float]]) -> Figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         steps = [line["step"] for line in lines]
         losses = [line["loss"] for line in lines]
-        top.plot(steps, losses, color=AFTER, label="training examples")
+        alone = {"marker": "o"} if len(lines) == 1 else {}  # of one point there is no line
+        top.plot(steps, losses, color=AFTER, label="training examples", **alone)
         held = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
         if held:
             top.plot(
@@ -42,10 +43,10 @@ def loss_figure(lines: list[dict[str, float]]) -> Figure:
         top.yaxis.set_minor_formatter(_plain_number if max(losses) < 20 * min(losses) else NullFormatter())
         top.set_ylabel("loss (nats a trained token)")
         top.legend(frameon=False)
-        bottom.plot(steps, [line["learning_rate"] for line in lines], color=BEFORE)
+        bottom.plot(steps, [line["learning_rate"] for line in lines], color=BEFORE, **alone)
         bottom.set_ylabel("learning\nrate")
         bottom.set_xlabel("optimizer step")
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         return figure
 
 
@@ -87,7 +88,8 @@ def trials_figure(rows: Sequence[tuple[str, float, Interval, Interval]], confide
         axes.set_yticks(range(len(rows)), [_label(row[0]) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(-2, 102)
-        axes.set_xlabel(f"accuracy (%) with {100 * confidence:g} % interval: thick alone, thin all together")
+        told = f"accuracy (%) with {100 * confidence:g} % interval: thick alone, thin all together"
+        figure.supxlabel(told, fontsize="medium")  # beside long labels the axis alone has no room for it
         return figure
 
 
@@ -200,7 +202,8 @@ def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str, max_length: i
         axes = figure.subplots()
         lowest, highest = min(counts), max(counts)
         width = max(1, -(-(highest - lowest) // 30))
-        edges = [edge - 0.5 for edge in range(lowest, highest + width + 1, width)]
+        start = lowest if max_length is None else lowest - (lowest - max_length - 1) % width  # no bar holds both kinds
+        edges = [edge - 0.5 for edge in range(start, highest + width + 1, width)]
         for fits, look in [(True, {"color": AFTER}), (False, {"color": "white", "edgecolor": "black"})]:
             drawn = {
                 length: count

@@ -241,7 +241,10 @@ def write_sweep(path: Path, report: Any, tables: dict[str, Any], origin: Provena
     from lib.experiments.figures import svg, trials_figure
 
     drawn = report.scored[:SHOWN_TRIALS] if report.best else []
-    rows = [(one.label, one.score.accuracy, one.score.interval, one.score.together) for one in drawn]
+    rows = [
+        (f"{one.trial.number}: {one.label}", one.score.accuracy, one.score.interval, one.score.together)
+        for one in drawn
+    ]
     picture = Markup(svg(trials_figure(rows, 1 - report.rule.alpha))) if rows else None
     page = templates().get_template("sweep.html.j2")
     atomic_write(path, page.render(report=report, picture=picture, drawn=len(drawn), origin=origin, **tables))

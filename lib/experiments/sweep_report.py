@@ -234,18 +234,18 @@ def markdown(report: Report) -> str:
 
 # ---- in words -----------------------------------------------------------------------------------------------
 
-TRIALS_HEAD = ["trial", "status", "correct", "accuracy", "alone", "all together", "before", "seconds", "run"]
+TRIALS_HEAD = ["no.", "trial", "status", "correct", "accuracy", "alone", "all together", "before", "seconds", "run"]
 PAIRS_HEAD = ["the best is better than", "by, points", "interval", "p, Holm", "detectably"]
 
 
 def trial_row(one: Outcome) -> list[str]:
     """The cells of a row of the table of trials."""
     if one.score is None:
-        return [one.label, one.status, *[""] * 5, _seconds(one), one.run]
+        return [str(one.trial.number), one.label, one.status, *[""] * 5, _seconds(one), one.run]
     score = one.score
     return [
-        one.label, one.status, f"{score.correct} of {score.n}", _percent(score.accuracy), _interval(score.interval),
-        _interval(score.together), _percent(score.before), _seconds(one), one.run,
+        str(one.trial.number), one.label, one.status, f"{score.correct} of {score.n}", _percent(score.accuracy),
+        _interval(score.interval), _interval(score.together), _percent(score.before), _seconds(one), one.run,
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What the figures draw is what they were given."""
 
 import matplotlib.colors
+import pytest
 
 from lib.evaluation.results import ItemResult
 from lib.experiments import figures
@@ -39,6 +40,21 @@ def test_there_is_no_step_map_where_no_step_can_be_checked(capsys):
     assert figure is None
     figures.show(figure, alt="0 of 2 steps")
     assert capsys.readouterr().out == "0 of 2 steps\n"
+
+
+def test_a_loss_that_was_logged_once_is_seen():
+    once, twice = [{"step": 1, "loss": 2.0, "learning_rate": 0.1}], [{"step": 2, "loss": 1.0, "learning_rate": 0.1}]
+    for lines, marker in ((once, "o"), (once + twice, "None")):
+        assert [axes.lines[0].get_marker() for axes in figures.loss_figure(lines).axes] == [marker] * 2
+
+
+@pytest.mark.parametrize("longest", [90, 500, 1000])
+def test_no_bar_of_a_histogram_hides_what_fits_behind_what_does_not(longest):
+    counts = dict.fromkeys(range(1, longest + 1), 1)
+    axes = figures.histogram(counts, "tokens", "examples", max_length=77).axes[0]
+    spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches if bar.get_height()]
+    assert sum(bar.get_height() for bar in axes.patches) == longest and len(spans) == len(set(spans))
+    assert any(right == 77.5 for _, right in spans) and any(left == 77.5 for left, _ in spans)
 
 
 def test_before_and_after_differ_in_greyscale():

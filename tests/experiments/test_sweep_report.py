@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 from hostile import PAYLOADS
 from inert import static_problems
 from markdown_it import MarkdownIt
@@ -14,8 +15,8 @@ from markdown_it import MarkdownIt
 from lib.config import load_config
 from lib.evaluation.results import ItemResult, Results
 from lib.evaluation.statistics import holm, mcnemar_exact, wilson_interval
-from lib.experiments.sweep_report import Found, Report, as_json, compare_trials, markdown, write_report
 from lib.experiments.stages import command
+from lib.experiments.sweep_report import Found, Report, as_json, compare_trials, markdown, write_report
 from lib.experiments.trials import SweepConfig, Trial
 
 CONFIG = load_config("configs/smoke.yaml")
@@ -108,8 +109,8 @@ def test_a_failed_trial_is_left_out_and_said_so(home, tmp_path):
     assert report.headline.endswith("1 of 3 trials is not done, and left out.") and report.tests == 1
     write_report(report)
     page = (tmp_path / "sweep.html").read_text()
-    assert "1 of 3 trials not done" in page and "03_train: it broke" in page
     assert f"<code>{command('resume', tmp_path.name)}</code>" in page and f"--home {home}" in page
+    assert "1 of 3 trials not done" in page and "03_train: it broke" in page
     assert as_json(report)["trials"][1]["score"] is None
 
 
@@ -139,6 +140,15 @@ def test_page_markdown_and_json_hold_the_same(tmp_path):
         assert f"../../{one.run}/report.html" in page and f"{one.score.correct} of 40" in page
     assert page.count("<svg") == 1 and page.index("What differs") < page.index("Accuracy of each trial")
     assert static_problems(tmp_path / "sweep.html") == []
+
+
+def test_trials_whose_labels_are_cut_are_told_apart_by_their_number_in_the_table(tmp_path):
+    report = report_on(tmp_path, answers([1], 9), answers([2, 3], 9), key="x" * 50)
+    write_report(report)
+    soup = BeautifulSoup((tmp_path / "sweep.html").read_text(), "html.parser")
+    drawn = [text.get_text() for text in soup.select("svg text") if "xxx" in text.get_text()]
+    listed = [row.get_text() for row in soup.select('table tbody th[scope="row"]')]
+    assert [label.partition(":")[0] for label in drawn] == ["2", "1"] == listed[:2] and len(set(drawn)) == 2
 
 
 def test_a_sweep_of_many_trials_draws_the_highest_and_lists_all(tmp_path):
