@@ -40,6 +40,7 @@ NAMED = f"with a key of meta that the file to train on has itself ({', '.join(so
 UNCHECKED, UNTRUE = "no engine can check its steps", "an engine finds it untrue"
 SOURCES = {"builtin": "builtin", "ungar": "ungar", "reasoning-gym": "reasoning_gym"}  # meta.source by engine
 TOLD_SOURCES = 100  # by name, as a source may be anything, such as an address for each trace
+SHOWN_VALUES = 8  # of a key of meta, where no trace has the one that is asked for
 NEEDED_IN_JSON = rf'"({"|".join(sorted(NEEDED))})"\s*:'
 HEXADECIMAL = pl.col("content_sha256").bin.encode("hex")
 CHOSEN, NO_MATCH = 0, 255  # codes beside those of the reasons
@@ -446,7 +447,7 @@ def _nothing_matches(store: Store, request: DatasetConfig) -> str:
     if not total:
         return f"the store {store.folder} is empty; generate or import traces first (python -m lib traces --help)"
     asked = ", ".join(f"{key}={' or '.join(map(shown, _as_list(item)))}" for key, item in request.filters.items())
-    values = store.meta_values()
+    values = store.meta_values(SHOWN_VALUES + 1)
     held = "; ".join(_held(key, values) for key in request.filters)
     return f"none of {total} traces matches {asked}; the store holds {held}"
 
@@ -454,4 +455,5 @@ def _nothing_matches(store: Store, request: DatasetConfig) -> str:
 def _held(key: str, values: dict[str, dict[str, int]]) -> str:
     if key not in values:
         return f"no key {key}, only {', '.join(values) or 'none'}"
-    return f"{key}: {', '.join(shown(json.loads(text)) for text in list(values[key])[:8])}"
+    found = [shown(json.loads(text)) for text in values[key]]
+    return f"{key}: {', '.join(found[:SHOWN_VALUES])}{', …' if len(found) > SHOWN_VALUES else ''}"

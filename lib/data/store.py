@@ -101,8 +101,8 @@ class Store:
         """SHA-256 over the sorted content hashes of all traces."""
         return hash_of_lines(sorted_parts(contents_of(self.segments())))
 
-    def meta_values(self, limit: int = 20) -> dict[str, dict[str, int]]:
-        """For each key of `meta` its most frequent values, as JSON, and how often each comes.
+    def meta_values(self, limit: int | None = None) -> dict[str, dict[str, int]]:
+        """For each key of `meta` its values, or the `limit` most frequent, as JSON, and how often each comes.
 
         A list counts as `[]` and an object as `{}`. Of a key only the VALUES that come first are counted.
         """

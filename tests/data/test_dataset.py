@@ -127,6 +127,9 @@ def test_an_empty_selection_names_what_the_store_does_hold(tmp_path: Path):
         "no key late, only even, game, n"
     )
     tagged = make_trace("q", [("s", "c")], "a", {"tags": ["x"]})
+    for count, shown in ((8, "n: 0, 1, 2, 3, 4, 5, 6, 7"), (9, "n: 0, 1, 2, 3, 4, 5, 6, 7, …")):
+        error = refusal(stored(tmp_path / str(count), *toys(*range(count))), filters={"n": 99})
+        assert error.endswith(f"the store holds {shown}")
     assert "the store holds tags: a list" in refusal(stored(tmp_path / "tagged", tagged), filters={"tags": "x"})
 
 

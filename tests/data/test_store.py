@@ -203,6 +203,12 @@ def test_meta_values_are_counted_most_frequent_first(tmp_path: Path):
     assert store.meta_values(limit=1)["n"] == {"0": 3}
 
 
+def test_all_values_of_a_meta_key_are_told_where_no_limit_is_given(tmp_path: Path):
+    store = Store(tmp_path)
+    store.add(make_trace(f"{n}?", [("s", "c")], "a", {"v": n}) for n in range(25))
+    assert store.meta_values() == {"v": dict.fromkeys(map(str, range(25)), 1)}
+
+
 def test_meta_values_of_other_kinds_are_other_values(tmp_path: Path):
     store = Store(tmp_path)
     store.add(
