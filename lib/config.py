@@ -209,12 +209,13 @@ ONE_DEVICE = ParallelismConfig()
 class VerdictConfig(Shown):
     """What the report calls a change: a rule that is set before the run."""
 
-    # Significance level of the test: exact McNemar, and where items share groups the clustered t test as well.
+    # Significance level of the test: exact McNemar, and where items share groups the clustered t and the sign-flip test
+    # over groups as well.
     alpha: float = bounded(0.05, low=0.0001, high=0.5)
     # Smallest change of accuracy that is called one: 0.01 is one percentage point.
     min_effect: float = bounded(0.01, low=0.0, high=1.0)
     # "No detectable change" is said only where a change of detectable_effect (of min_effect, if that is larger)
-    # would have been found with this probability; otherwise the verdict is "underpowered".
+    # would have given p < alpha with this probability; otherwise the verdict is "underpowered".
     power: float = bounded(0.8, low=0.5, high=0.999)
     # The change of accuracy that is not to be missed: 0.05 is five percentage points.
     detectable_effect: float = bounded(0.05, low=0.001, high=1.0)

@@ -27,6 +27,8 @@ from lib.evaluation.verdict import (
     could_have_found,
     items_needed,
     minimum_detectable_effect,
+    smallest_found,
+    tells_items_needed,
     verdict,
     wanted_effect,
 )
@@ -55,9 +57,9 @@ class Constant(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """The smallest change that these items show with the power of the rule, and how many items show `target`.
+    """The smallest change that the rule finds with its power on these items, and how many tell `target` from none.
 
-    `items_needed` is None where they cannot tell, as all are of one group.
+    `items_needed` is None where they cannot tell, as their groups are too few.
     """
 
     detectable_effect: float
@@ -305,9 +307,9 @@ def _paired(before: list[ItemResult], after: list[ItemResult], rule: VerdictConf
 
 def _outlook(paired: PairedDifference, rule: VerdictConfig) -> Outlook:
     target = rule.min_effect or rule.detectable_effect
-    told = not paired.clustered or paired.clusters > 1
+    told = tells_items_needed(paired, rule.alpha)
     return Outlook(
-        detectable_effect=minimum_detectable_effect(paired, rule.alpha, rule.power),
+        detectable_effect=smallest_found(paired, rule),
         target=target,
         items_needed=items_needed(paired, target, rule.alpha, rule.power) if told else None,
     )

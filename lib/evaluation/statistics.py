@@ -10,7 +10,7 @@ Both models answer the same items, so the comparison is paired: only items that 
 Items that share a group (questions on one text, variants of one problem) are no independent evidence:
 
     paired_difference(before=[False] * 20, after=[True] * 15 + [False] * 5, groups=["a"] * 10 + ["b"] * 10).p_value
-    # 0.17: two groups that went the same way
+    # 1.0: one group changed, and may as well have changed the other way
 
 What is done with groups. Let d_i be the change of item i (+1 fixed, -1 broken, 0 neither), n the items. Two made-up
 items, one fixed and one broken, each a group of its own, are added, so that no standard error is 0; then the
@@ -20,10 +20,20 @@ standard error is the square root of
 
 which is the cluster-robust one of arXiv 2411.00640 (clustered standard errors, applied to paired differences), without
 its n / (n - 1). With groups of one it is exactly the adjusted Wald interval of Bonett and Price. The interval takes
-the normal quantile there, and Student's t with (groups - 1) degrees of freedom where items share groups. McNemar's
-test counts items as independent, so with groups a change must also be found by that t test: the p value is the larger
-of the two, which is a valid p value where either one is (R. L. Berger, "Multiparameter hypothesis testing and
-acceptance sampling", Technometrics 24 (1982), 295-300). With one group alone nothing can be found.
+the normal quantile there, and where items share groups Student's t with one degree of freedom less than there are
+effective groups, n² / (sum of the squared sizes): all of them where they are of one size, about one where one group
+holds nearly all (L. Kish, "Survey Sampling", Wiley 1965).
+
+McNemar's test takes items for independent, and that t test finds no variance where whole groups go one way. So with
+groups a change must be found by a third test, too: if nothing changed, each group's fixed minus broken might as well
+have had the other sign, and the p value is the share of all ways to choose the signs that give a sum at least as far
+from 0 (R. A. Fisher, "The Design of Experiments", Oliver and Boyd 1935, section 21; E. S. Edgington, "Randomization
+Tests", Dekker 1980). Under that assumption it is valid for any number of groups and any sizes, and so is the p value
+given, the largest of the three. With groups of one it is McNemar's.
+
+All of k groups going one way have p = 2^(1 - k). Where that is no evidence, as for fewer than six groups at 0.05,
+nothing can be found, and the intervals are -1 to 1. With a few groups more the interval stays an approximation, and
+the p value is the stronger statement: it may say that nothing is found beside an interval that leaves out 0.
 
 Other sources. Interval of a proportion: E. B. Wilson, "Probable inference, the law of succession, and
 statistical inference", Journal of the American Statistical Association 22 (1927), 209-212. Test: Q. McNemar,
@@ -63,6 +73,8 @@ class PairedDifference:
     # items that both models were scored on, and the groups that they fall into: n where no two share one
     n: int
     clusters: int
+    # as many groups of one size tell as much: n² / (sum of the squared sizes)
+    effective_clusters: float
     # accuracy after minus accuracy before, with its adjusted standard error and interval; shares, not points
     difference: float
     standard_error: float
@@ -73,7 +85,7 @@ class PairedDifference:
     # wrong before and correct after; correct before and wrong after
     fixed: int
     broken: int
-    # of "no change": two-sided exact McNemar; with groups, the larger of that and the clustered t test
+    # of "no change": two-sided exact McNemar; with groups, the largest of that, the clustered t and the sign flip
     p_value: float
     # accuracy of each, and the confidence of the interval
     before: float
@@ -110,6 +122,23 @@ def mcnemar_exact(fixed: int, broken: int) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
+def sign_flip(changes: Sequence[int]) -> float:
+    """Two-sided p value of the sum of these changes where the sign of each is a fair coin; 1.0 where the sum is 0.
+
+    sign_flip([10, 10, 10])   # 0.25: two of eight ways to choose the signs give a sum of 30 or -30
+
+    The chances of the smaller side's sum are only halved and added: exact for 53 changes, and to ten figures for many
+    thousands.
+    """
+    fewer = min(sum(change for change in changes if change > 0), -sum(change for change in changes if change < 0))
+    chances = np.zeros(fewer + 1)  # [fewer + 1], of each sum on that side
+    chances[0] = 1
+    for size in sorted(abs(change) for change in changes if change):
+        chances /= 2
+        chances[size:] += chances[:-size].copy()
+    return min(1.0, 2 * float(chances.sum()))
+
+
 def paired_difference(
     before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95, groups: Sequence[str] | None = None
 ) -> PairedDifference:
@@ -122,11 +151,16 @@ def paired_difference(
     n, fixed = len(before), sum(now > then for then, now in zip(before, after, strict=True))
     broken = fixed - (sum(after) - sum(before))
     centre, error = (fixed - broken) / (n + 2), _standard_error(clusters)
-    shared = clusters.total() if clusters.total() < n else None
-    half = critical_value(confidence, shared) * error
+    p_value, half = mcnemar_exact(fixed, broken), critical_value(confidence) * error
+    effective = _effective(clusters)
+    if clusters.total() < n:
+        flipped = sign_flip([cluster.change for cluster in clusters.elements()])
+        p_value = max(p_value, _clustered_p(centre / error, effective), flipped)
+        half = critical_value(confidence, clusters.total(), effective) * error
     return PairedDifference(
         n=n,
         clusters=clusters.total(),
+        effective_clusters=effective,
         difference=(fixed - broken) / n,
         standard_error=error,
         low=max(-1.0, centre - half),
@@ -134,7 +168,7 @@ def paired_difference(
         design_effect=_design_effect(clusters, fixed + broken),
         fixed=fixed,
         broken=broken,
-        p_value=max(mcnemar_exact(fixed, broken), _clustered_p(centre / error, shared) if shared else 0.0),
+        p_value=p_value,
         before=sum(before) / n,
         after=sum(after) / n,
         confidence=confidence,
@@ -151,11 +185,15 @@ def paired_bootstrap(
 ) -> Interval:
     """Percentile interval of the difference: items are drawn anew with replacement, or whole groups where given.
 
+    It is -1 to 1 where these are too few to be evidence, as what is drawn from so few hardly varies.
+
     Items (groups) of the same change and size are interchangeable, so only how often each kind is drawn matters:
     three counts a resample instead of n indices. (B. Efron, "Bootstrap methods: another look at the jackknife",
     Annals of Statistics 7 (1979), 1-26.)
     """
     clusters = _clusters(before, after, groups)
+    if not enough(clusters.total(), 1 - confidence):
+        return Interval(-1.0, 1.0)
     changes, sizes = np.array(list(clusters)).T  # [K], [K]
     shares = np.array(list(clusters.values())) / clusters.total()  # [K]
     drawn = rng.multinomial(clusters.total(), shares, size=resamples)  # [resamples, K]
@@ -178,15 +216,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def critical_value(confidence: float, clusters: int | None = None) -> float:
-    """Standard errors on either side: the normal quantile, or Student's t of so many clusters (infinite for one)."""
+def enough(clusters: float, alpha: float) -> bool:
+    """Whether so many groups can be evidence at all: their p value where all go one way is below alpha."""
+    return 2.0 ** (1 - clusters) < alpha
+
+
+def critical_value(confidence: float, clusters: int | None = None, effective: float | None = None) -> float:
+    """Standard errors on either side: the normal quantile; with clusters Student's t, of so many effective ones.
+
+    Infinite where the clusters are too few to be evidence.
+    """
     if not 0 < confidence < 1:
         raise RequestError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
     if clusters is None:
         return NormalDist().inv_cdf((1 + confidence) / 2)
     from scipy.special import stdtrit  # here, as it takes as long to come up as a fifth of the first notebooks
 
-    return float(stdtrit(clusters - 1, (1 + confidence) / 2)) if clusters > 1 else math.inf
+    degrees = (effective or clusters) - 1
+    return float(stdtrit(degrees, (1 + confidence) / 2)) if enough(clusters, 1 - confidence) else math.inf
 
 
 def _clusters(before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None) -> Counter[Cluster]:
@@ -222,10 +269,16 @@ def _standard_error(clusters: Counter[Cluster]) -> float:
     return math.sqrt(sum(count * (change - size * mean) ** 2 for (change, size), count in added.items())) / n
 
 
-def _clustered_p(t: float, clusters: int) -> float:
+def _effective(clusters: Counter[Cluster]) -> float:
+    """How many groups of one size would tell as much: 100 items in groups of 91, 3, 3 and 3 are 1.2 groups."""
+    sizes = [cluster.size for cluster in clusters.elements()]
+    return sum(sizes) ** 2 / sum(size**2 for size in sizes)
+
+
+def _clustered_p(t: float, effective: float) -> float:
     from scipy.special import stdtr
 
-    return float(2 * stdtr(clusters - 1, -abs(t))) if clusters > 1 else 1.0
+    return float(2 * stdtr(effective - 1, -abs(t))) if effective > 1 else 1.0
 
 
 def _design_effect(clusters: Counter[Cluster], changed: int) -> float:

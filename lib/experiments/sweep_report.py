@@ -324,7 +324,7 @@ def _headline(
 
 def _test(pairs: list[Pair]) -> str:
     grouped = any(pair.paired.clustered for pair in pairs)
-    return "exact McNemar and, as items share groups, clustered t, the larger p" if grouped else "exact McNemar"
+    return f"exact McNemar{' and, as items share groups, clustered t and sign flip, the largest p' if grouped else ''}"
 
 
 def _standing(pairs: list[Pair], p_values: list[float], rule: VerdictConfig) -> str:

@@ -171,6 +171,7 @@ def test_items_of_one_group_count_as_one(tmp_path):
     after = [item(number, "correct", group=f"text-{number // 6}") for number in range(12)]
     found = compared(tmp_path, before, after)
     assert found.paired.clusters == 2 and found.verdict.word == "underpowered"
+    assert found.outlook.items_needed is None and found.outlook.detectable_effect == 1
     assert compared(tmp_path, items(*["wrong"] * 12), items(*["correct"] * 12)).verdict.word == "improved"
 
 

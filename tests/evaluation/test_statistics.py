@@ -6,6 +6,7 @@ What only statsmodels has stands in statistics_goldens.json, which make_statisti
 import json
 import math
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from scipy import stats
 
 from lib.errors import RequestError
 from lib.evaluation.statistics import (
+    PairedDifference,
     critical_value,
     holm,
     mcnemar_exact,
     paired_bootstrap,
     paired_difference,
+    sign_flip,
     wilson_interval,
 )
 
@@ -93,10 +96,12 @@ def test_clustered_error_equals_statsmodels(golden):
     # there: least squares of the changes and the two added items on a constant, cov_type "cluster", no correction
     paired = paired_difference(golden["before"], golden["after"], groups=golden["groups"])
     assert paired.clustered and paired.standard_error == pytest.approx(golden["standard_error"], abs=1e-9)
-    half = stats.t.ppf(0.975, paired.clusters - 1) * golden["standard_error"]
+    half = stats.t.ppf(0.975, paired.effective_clusters - 1) * golden["standard_error"]
     assert (paired.low, paired.high) == pytest.approx((golden["mean"] - half, golden["mean"] + half), abs=1e-9)
-    p = 2 * stats.t.sf(abs(golden["mean"] / golden["standard_error"]), paired.clusters - 1)
-    assert paired.p_value == pytest.approx(max(p, mcnemar_exact(paired.fixed, paired.broken)), abs=1e-9)
+    t = 2 * stats.t.sf(abs(golden["mean"] / golden["standard_error"]), paired.effective_clusters - 1)
+    changes = np.array(golden["after"], int) - np.array(golden["before"], int)
+    flipped = sign_flip([changes[np.array(golden["groups"]) == group].sum() for group in set(golden["groups"])])
+    assert paired.p_value == pytest.approx(max(t, flipped, mcnemar_exact(paired.fixed, paired.broken)), abs=1e-9)
 
 
 def test_groups_of_one_are_no_groups():
@@ -119,6 +124,58 @@ def test_items_that_change_together_count_as_one():
     assert five.clusters == 20 and five.design_effect == pytest.approx(5)
     assert five.p_value > 100 * mcnemar_exact(five.fixed, five.broken)
     assert five.high - five.low > 0.8 * (one.high - one.low)
+
+
+def moved_as_one(sizes: list[int], signs: list[int]) -> PairedDifference:
+    """Groups of these sizes, of each of which all items are fixed (1), broken (-1) or neither (0)."""
+    changes = np.repeat(signs, sizes)
+    names = [str(i) for i in np.repeat(np.arange(len(sizes)), sizes)]
+    return paired_difference((changes == -1).tolist(), (changes == 1).tolist(), groups=names)
+
+
+@pytest.mark.parametrize(
+    "sizes, signs, p",
+    [
+        ([100] + [1] * 9, [1] + [0] * 9, 1.0),
+        ([100, 10, 10, 10, 10], [1, 0, 0, 0, 0], 1.0),
+        ([100] * 2, [1] * 2, 0.5),
+        ([10] * 3, [1] * 3, 0.25),
+        ([25] * 4, [-1] * 4, 0.125),
+        ([20] * 6, [1] * 6, 0.03125),
+    ],
+)
+def test_groups_that_move_as_one_are_as_many_coins_and_no_more(sizes, signs, p):
+    paired = moved_as_one(sizes, signs)
+    assert paired.p_value == p
+    assert (p < 0.05) == (paired.low > 0 or paired.high < 0)
+
+
+@pytest.mark.parametrize("sizes", [[100] * 2, [20] * 3, [25] * 4, [20] * 5, [20] * 6, [100, 10, 10, 10, 10], [5] * 9])
+def test_where_every_group_goes_up_or_down_by_chance_no_more_than_alpha_is_found(sizes):
+    ways = [moved_as_one(sizes, list(signs)) for signs in product([1, -1], repeat=len(sizes))]
+    assert np.mean([paired.p_value < 0.05 for paired in ways]) <= 0.05
+    assert np.mean([paired.low <= 0 <= paired.high for paired in ways]) >= 0.95
+
+
+@pytest.mark.parametrize(
+    "changes", [[], [0, 0], [3], [3, -3], [1, 2, 4, -8], [5, 5, 5, -1, 0, 2], [7, -7, 7, -2, 9, 9]]
+)
+def test_the_sign_flip_counts_every_way_to_choose_the_signs(changes):
+    sums = [sum(sign * change for sign, change in zip(signs, changes, strict=True))
+            for signs in product([1, -1], repeat=len(changes))]  # fmt: skip
+    assert sign_flip(changes) == np.mean([abs(total) >= abs(sum(changes)) for total in sums])
+
+
+@pytest.mark.parametrize("fixed, broken", [(0, 0), (6, 0), (9, 3), (40, 12), (60, 61), (4200, 3800), (0, 8000)])
+def test_the_sign_flip_of_single_items_is_mcnemars(fixed, broken):
+    assert sign_flip([1] * fixed + [-1] * broken) == pytest.approx(mcnemar_exact(fixed, broken), rel=1e-10)
+
+
+def test_a_group_that_holds_most_items_leaves_few_effective_groups():
+    assert moved_as_one([5] * 12, [1, -1] * 6).effective_clusters == 12
+    uneven = moved_as_one([100] + [1] * 9, [1] + [0] * 9)
+    assert uneven.clusters == 10 and uneven.effective_clusters == pytest.approx(109**2 / (100**2 + 9))
+    assert (uneven.low, uneven.high) == (-1, 1)
 
 
 def test_one_group_alone_shows_nothing():
@@ -156,6 +213,12 @@ def test_bootstrap_draws_whole_groups():
     together = paired_bootstrap(before, after, np.random.default_rng(0), groups=["a"] * 50 + ["b"] * 50)
     assert together == (-1, 1)  # of two groups, both may be the same
     assert paired_bootstrap(before, after, np.random.default_rng(0)).high < 0.25
+
+
+@pytest.mark.parametrize("groups", [1, 3, 5])
+def test_bootstrap_of_too_few_groups_leaves_everything_open(groups):
+    names = [str(i % groups) for i in range(60)]
+    assert paired_bootstrap(*pairs(fixed=45, missed=15), np.random.default_rng(0), groups=names) == (-1, 1)
 
 
 def test_bootstrap_of_ten_thousand_items_takes_about_a_second():
@@ -222,8 +285,14 @@ def test_holm_is_never_below_the_p_value_and_keeps_its_order(p_values):
 
 def test_critical_values_are_scipys():
     assert critical_value(0.95) == pytest.approx(stats.norm.ppf(0.975), abs=1e-12)
-    assert critical_value(0.99, clusters=7) == pytest.approx(stats.t.ppf(0.995, 6), abs=1e-9)
-    assert critical_value(0.95, clusters=1) == math.inf
+    assert critical_value(0.99, clusters=8) == pytest.approx(stats.t.ppf(0.995, 7), abs=1e-9)
+    assert critical_value(0.95, clusters=7, effective=3.5) == pytest.approx(stats.t.ppf(0.975, 2.5), abs=1e-9)
+
+
+def test_groups_too_few_to_be_evidence_have_no_critical_value():
+    assert critical_value(0.95, clusters=6) < math.inf
+    assert critical_value(0.95, clusters=5) == critical_value(0.95, clusters=1) == math.inf
+    assert critical_value(0.99, clusters=7) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from paired import clustered, compare, pairs
 from lib.config import VerdictConfig
 from lib.errors import RequestError
 from lib.evaluation.statistics import mcnemar_exact, paired_difference
-from lib.evaluation.verdict import items_needed, minimum_detectable_effect, verdict
+from lib.evaluation.verdict import items_needed, minimum_detectable_effect, smallest_found, verdict
 
 GOLDENS = json.loads((Path(__file__).parent / "statistics_goldens.json").read_text())
 
@@ -64,7 +64,7 @@ def test_nothing_changed_is_said_only_where_there_are_enough_items_to_say_it():
 
 def test_the_larger_of_the_two_effects_is_the_one_that_items_are_counted_for():
     said = verdict(compare(fixed=3, broken=3, kept=30), VerdictConfig(min_effect=0.2, detectable_effect=0.05)).sentence
-    assert "finding 20.0 needs about 40 items" in said
+    assert "telling 20.0 from none needs about 40 items" in said
 
 
 def test_items_that_share_groups_are_fewer_than_they_look():
@@ -86,6 +86,27 @@ def test_what_could_have_been_found_is_found_as_often_as_said(n, changing):
     found = np.mean([fixed > broken and mcnemar_exact(fixed, broken) < 0.05 for fixed, broken, _ in draws])
     print(f"{n} items: {100 * effect:.1f} points, found in {100 * found:.1f} %")
     assert 0.75 <= found <= 0.85  # the exact test is a little stricter than the normal formula
+
+
+@pytest.mark.parametrize("n, min_effect", [(1000, 0.01), (20_000, 0.01), (400, 0.05), (400, 0.0)])
+def test_what_the_rule_could_have_found_is_called_a_change_as_often_as_said(n, min_effect):
+    rule = VerdictConfig(min_effect=min_effect)
+    effect = smallest_found(compare(kept=n), rule)
+    draws = np.random.default_rng(29).binomial(n, effect, size=3000).tolist()
+    found = np.mean([verdict(compare(fixed=fixed, missed=n - fixed), rule).word == "improved" for fixed in draws])
+    print(f"{n} items, {min_effect}: {100 * effect:.2f} points, found in {100 * found:.1f} %")
+    assert effect > min_effect and 0.75 <= found <= 0.88  # whole items are measured, and the exact test is stricter
+
+
+@pytest.mark.parametrize("groups, alpha", [(2, 0.05), (5, 0.05), (7, 0.01)])
+def test_groups_too_few_to_be_evidence_are_underpowered_whatever_they_did(groups, alpha):
+    names = [str(i % groups) for i in range(700)]
+    for kinds in ({"fixed": 700}, {"kept": 700}, {"fixed": 100, "broken": 80, "kept": 520}):
+        paired = paired_difference(*pairs(**kinds), groups=names)
+        assert word(paired, alpha=alpha) == "underpowered" and minimum_detectable_effect(paired, alpha) == 1
+        assert sentence(paired, alpha=alpha).endswith("Too few items to be sure with 80 % power of finding any change.")
+    enough = paired_difference(*pairs(fixed=700), groups=[str(i % (groups + 6)) for i in range(700)])
+    assert word(enough, alpha=alpha) == "improved"
 
 
 def test_what_could_have_been_found_with_groups_is_found_as_often_as_said():
@@ -126,25 +147,34 @@ def test_sentences_are_ready_to_quote():
     assert sentence(compare(fixed=5, broken=3, kept=257, missed=235)) == (
         "No detectable change: accuracy 52.0 % before, 52.4 % after on 500 items (difference +0.4 points, "
         "95 % interval -0.8 to +1.6; exact McNemar p = 0.727). "
-        "A change of 1.8 points would have been found with 80 % power; finding 1.0 needs about 1,600 items."
+        "A change of 1.8 points would have been found with 80 % power; telling 1.0 from none needs about 1,600 items."
     )
     assert sentence(compare(fixed=2, broken=1, kept=29)) == (
         "Underpowered: accuracy 93.8 % before, 96.9 % after on 32 items (difference +3.1 points, "
         "95 % interval -9.9 to +15.8; exact McNemar p = 1). "
-        "A change of 24.5 points would have been found with 80 % power; finding 5.0 needs about 460 items."
-    )
-    assert "p = 0.0312, smaller than the 50.0 points asked for)" in sentence(
-        compare(fixed=6, missed=94), min_effect=0.5
+        "A change of 24.5 points would have been found with 80 % power; telling 5.0 from none needs about 460 items."
     )
     assert "-0.0" not in sentence(compare(fixed=1, broken=1, kept=8))
+
+
+def test_a_change_that_was_detected_is_not_said_to_be_undetectable():
+    assert sentence(compare(broken=9, kept=990, missed=1)) == (
+        "No change of the size asked for: accuracy fell from 99.9 % to 99.0 % on 1000 items (-0.9 points, "
+        "95 % interval -1.5 to -0.3; exact McNemar p = 0.00391: detected, but smaller than the 1.0 points asked for). "
+        "A change of 1.3 points would have been found with 80 % power."
+    )
+    small = verdict(compare(fixed=20, missed=80), VerdictConfig(min_effect=0.21, power=0.999))
+    assert small.word == "underpowered"
+    assert small.sentence.startswith("Underpowered: accuracy rose from 0.0 % to 20.0 % on 100 items (+20.0 points")
+    assert "detected, but smaller than the 21.0 points asked for)" in small.sentence
 
 
 def test_sentences_of_groups_and_of_very_few_items():
     grouped = paired_difference(*pairs(fixed=2, broken=2, kept=16), groups=[str(i // 2) for i in range(20)])
     assert "on 20 items in 10 groups (" in sentence(grouped)
-    assert "exact McNemar and clustered t, the larger p = " in sentence(grouped)
+    assert "exact McNemar, clustered t and sign flip, the largest p = " in sentence(grouped)
     assert sentence(compare(kept=3)).endswith("Too few items to be sure with 80 % power of finding any change; "
-                                              "finding 5.0 needs about 1,300 items.")  # fmt: skip
+                                              "telling 5.0 from none needs about 1,300 items.")  # fmt: skip
     alone = paired_difference(*pairs(kept=40), groups=["text"] * 40)
     assert sentence(alone).endswith("Too few items to be sure with 80 % power of finding any change.")
 
@@ -160,6 +190,7 @@ def test_no_number_of_items_is_named_where_none_more_are_needed():
         lambda: items_needed(compare(kept=9), 0.0),
         lambda: items_needed(compare(kept=9), 1.1),
         lambda: items_needed(paired_difference(*pairs(kept=9), groups=["text"] * 9), 0.1),
+        lambda: items_needed(paired_difference(*pairs(kept=109), groups=["text"] * 100 + [""] * 9), 0.1),
         lambda: minimum_detectable_effect(compare(kept=9), power=1.0),
         lambda: minimum_detectable_effect(compare(kept=9), alpha=0.0),
     ],
