@@ -5,12 +5,16 @@
 
 The verdict is that of `lib.evaluation.verdict`, with one condition more: improved is only what is detectably better
 than always giving the one answer that is right most often, as how often each answer comes is learned without a thought.
+Tried as that answer are the commonest expected ones, the tuned model's own commonest, and, where items have a
+tolerance, the expected number that lies within it for the most of them.
 
 Two controls stand beside it, in which nothing changed: each model's answers against its own answers to the same
 items, asked in another order and in batches of another size. A rule that finds a change there is not to be believed.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +23,9 @@ from lib.cards import brief, card
 from lib.config import VerdictConfig
 from lib.errors import RequestError
 from lib.evaluation.leaks import Leak
+from lib.evaluation.numbers import read_number
 from lib.evaluation.results import ItemResult, Results, Summary, summarise
-from lib.evaluation.scoring import ALTERNATIVES, is_answer
+from lib.evaluation.scoring import ALTERNATIVES, is_answer, normalised
 from lib.evaluation.statistics import Interval, PairedDifference, holm, paired_bootstrap, paired_difference
 from lib.evaluation.verdict import (
     Verdict,
@@ -34,7 +39,7 @@ from lib.evaluation.verdict import (
 )
 
 CHANGES = ("improved", "regressed")
-CONSTANTS = 10  # the expected answers that are tried as constant ones, the commonest first
+CONSTANTS = 10  # so many expected answers, and so many of the model's own, are tried as constant ones, commonest first
 
 
 class Category(NamedTuple):
@@ -317,11 +322,27 @@ def _outlook(paired: PairedDifference, rule: VerdictConfig) -> Outlook:
 
 def _constant(after: list[ItemResult], rule: VerdictConfig) -> Constant:
     expected = Counter(text for item in after for text in item.expected.split(ALTERNATIVES))
-    tried = {text: _correct_of(text, after) for text, _ in expected.most_common(CONSTANTS)}
+    given = Counter(item.answer for item in after if item.answer)
+    common = [text for texts in (expected, given) for text, _ in texts.most_common(CONSTANTS)]
+    tried = {text: _correct_of(text, after) for text in dict.fromkeys(common + _central(after))}
     answer = max(tried, key=lambda text: sum(tried[text]))
     correct, groups = [item.correct for item in after], [item.group for item in after]
     paired = paired_difference(tried[answer], correct, 1 - rule.alpha, groups)
     return Constant(answer, paired, paired.p_value < rule.alpha and paired.difference > 0)
+
+
+def _central(items: list[ItemResult]) -> list[str]:
+    """The expected number that lies within the tolerance of most items, units aside; none where no item has one."""
+    numbers = [
+        (text, number.value, Fraction(str(item.tolerance)))
+        for item in items
+        for text in item.expected.split(ALTERNATIVES)
+        if item.tolerance and (number := read_number(normalised(text)))
+    ]
+    lows = sorted(value - tolerance for _, value, tolerance in numbers)
+    highs = sorted(value + tolerance for _, value, tolerance in numbers)
+    near = {text: bisect_right(lows, value) - bisect_left(highs, value) for text, value, _ in numbers}
+    return [max(near, key=near.__getitem__)] if near else []
 
 
 def _correct_of(answer: str, items: list[ItemResult]) -> list[bool]:

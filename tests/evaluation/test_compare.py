@@ -1,6 +1,7 @@
 """Before against after, from evaluation outputs written by hand: the counts, the lists, and what is refused."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,33 @@ def test_a_constant_answer_counts_wherever_the_scorer_takes_it(tmp_path, spellin
     after = [item(number, "correct" if number < 70 else "wrong", **meta) for number, meta in enumerate(about)]
     found = compared(tmp_path, before, after)
     assert (found.constant.paired.before, found.constant.paired.after, found.constant.beaten) == (0.7, 0.7, False)
+
+
+@pytest.mark.parametrize("said", ["50.4", "50.447"])
+def test_a_constant_within_the_tolerance_of_most_items_is_found_though_no_expected_text_comes_twice(tmp_path, said):
+    """Ten items far off, and ninety from 50.00 to 50.89 that what the tuned model always says is within 5 of."""
+    expected = [f"{1000 * number}" for number in range(1, 11)] + [f"{50 + number / 100:.2f}" for number in range(90)]
+    about = [{"expected_answer": text, "scorer": "number", "tolerance": 5.0} for text in expected]
+    before = [item(number, "wrong", **meta) for number, meta in enumerate(about)]
+    after = [item(number, "wrong" if number < 10 else "correct", **meta) for number, meta in enumerate(about)]
+    found = compared(tmp_path, before, [record | {"final_answer": said} for record in after])
+    assert (found.constant.paired.before, found.constant.beaten, found.verdict.word) == (0.9, False, "underpowered")
+    assert compared(tmp_path, before, after).constant.paired.before == 0.9  # whatever the model says
+
+
+def test_what_the_tuned_model_always_says_is_tried_though_other_answers_are_expected_oftener(tmp_path):
+    """Twelve answers are expected thrice each, and eight items take yes, each in a spelling of its own."""
+    spelled = ["".join(letters) for letters in product("yY", "eE", "sS")]
+    expected = [f"{number // 3}" for number in range(36)] + [
+        f"{number}? | {spelled[number % 8]}" for number in range(8)
+    ]
+    before = [item(number, "wrong", expected_answer=text) for number, text in enumerate(expected)]
+    after = [
+        item(number, "correct" if number >= 36 else "wrong", expected_answer=text) | {"final_answer": "yes"}
+        for number, text in enumerate(expected)
+    ]
+    found = compared(tmp_path, before, after).constant
+    assert (found.answer, found.paired.before, found.beaten) == ("yes", 8 / 44, False)
 
 
 def test_a_control_counts_texts_that_differ_and_scores_that_change(tmp_path):
