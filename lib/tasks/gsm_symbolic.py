@@ -9,8 +9,9 @@ Word problems after GSM-Symbolic (arXiv:2410.05229): templates whose numbers are
 held for the original numbers need not hold for the drawn ones. An equation is what stands beside a "=": to its left the
 longest expression that ends there, to its right the longest that begins there, units left aside. It is true where both
 sides are the same number, or the right one is a lone number, the left one rounded to the decimals that it has, and no
-two currencies are mixed. What has a variable in it, such as 2x = 116, is not checked, nor what is part of more than is
-read here: a power, a root, a share as in 20% of 50 + 5, a number with letters as 3.5km, or in two parts as 3 1/2.
+two currencies are mixed. Where the left side multiplies by 100, 25% is read as 25. What has a variable in it, such as
+2x = 116, is not checked, nor what is part of more than is read here: a power, a root, a share as in 20% of 50 + 5, a
+number with letters as 3.5km, in two parts as 3 1/2 or in words as 2 dozen, a time, or an operation in words.
 
 A step is true where it holds an equation and all that it holds are true. One without says nothing that can be worked
 out: it is neither true nor false.
@@ -32,22 +33,32 @@ WORDS = r"[A-Za-z][A-Za-z'-]*(?:\s+[A-Za-z][A-Za-z'-]*)*"
 NUMBER = r"[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?"
 GROUP = rf"\(\s*{NUMBER}(?:\s*[-+*/]\s*{NUMBER})*\s*\)"
 EXPRESSION = rf"(?:{NUMBER}|{GROUP})(?:\s*[-+*/]\s*(?:{NUMBER}|{GROUP}))*"
-ENDING = re.compile(rf"(?<![\w.,$€£)])({EXPRESSION})(?:\s+{WORDS})?\s*$")
 
-# What an expression is only a part of: before it, as in 2^3 + 1, 20% of 50 + 5 and 1 1/2 + 1; and after it, as in
-# 3.5km, 3 1/2, 7 + T and 1/5 of 50. No part is 9 (left), nor 9 - so nine, nor 8 of the 10.
+# What is no unit, but changes the number before it: 3 million, 3 squared, 10 minus 2. Nor is 2 dozen one, where it is
+# reckoned with; a result is often counted in dozens, as in 24 / 12 = 2 dozen.
+CHANGE = r"(?i:(?:hundred|thousand|million|billion)s?|percent|squared|cubed|doubled|halved|plus|minus"
+CHANGE += r"|(?:divided|multiplied) by|times(?=\s+[$€£\d(]))\b"
+UNIT = rf"\s+(?!{CHANGE}|[Dd]ozens?\b){WORDS}"
+ENDING = re.compile(rf"(?<![\w.,$€£)])({EXPRESSION})(?:{UNIT})?\s*$")
+
+# What an expression is only a part of: before it, as in 2^3 + 1, 20% of 50 + 5, 1 1/2 + 1, 8:30 + 2, twice 4 + 1 and
+# 10 + tax of 10 * 2; and after it, as in 3.5km, 3 1/2, 7 + T, 10:30 and 1/5 of 50. No part is 9 (left), nor 9 - so
+# nine, nor 8 of the 10.
 OF = r" of (?:[A-Za-z]+ ){0,2}"
-BEFORE = re.compile(rf"(?:[-+*/^√]\s*|[\d%] *|(?:[\d%]|\b(?:half|thirds?|quarters?)){OF})$")
+OPERATION = r"\b(?i:times|plus|minus|by|twice|thrice|double|half|triple|quadruple)\s+"
+BEFORE = rf"[-+*/^√]\s*|[\d%] *|\d:|(?:[\d%]|\b(?:half|thirds?|quarters?|percent)){OF}|{OPERATION}"
+BEFORE = re.compile(rf"(?:{BEFORE}|(?:[\d%)]\s*|[A-Za-z]\s+)[-+*/]\s*{WORDS}\s*)$")
 OPERAND = r"-?(?:[$€£]?\.?\d|\(|√|[A-Za-z]\b)"
-AFTER = rf"[\w$€£]|[.,]\d| *%| +\.?\d|\s*[-+*/^]+\s*{OPERAND}|\s*[+*/^]\s*[A-Za-z]|\s*\(\s*{OPERAND}"
-AFTER += rf"|(?:(?<=%)|(?<=/\d)|(?<=/\d\d)){OF}[$€£]?\d"
+AFTER = rf"[\w$€£]|[.,:]\d| *%| +\.?\d|\s*[-+*/^]+\s*{OPERAND}|\s*[+*/^]\s*[A-Za-z]|\s*\(\s*{OPERAND}"
+AFTER += rf"|(?:(?<=%)|(?<=/\d)|(?<=/\d\d)){OF}[$€£]?\d| +{CHANGE}"
 BEGINNING = re.compile(rf"\s*(-?(?>{EXPRESSION}))(?!{AFTER})")
 
-# Each replaced in this order: a unit as in 5 kg/cow, signs of multiplication, subtraction and division, 2(3) and
+# Each replaced in this order: a unit as in 5 kg/cow, signs of multiplication, division and subtraction, 2(3) and
 # (2)(3), and what is counted, as in 5 large eggs + 3 and 5 eggs)
 PLAIN = [(re.compile(pattern), text) for pattern, text in [
-    (r"/\s*[A-Za-z]{2,}", ""), (r"\s(?:x|×)\s*(?=[$€£\d(])|×", " * "), ("÷", "/"), ("\N{MINUS SIGN}", "-"),
-    (r"(?<=\d)\(|(?<=\))\s*\(", " * ("), (rf"(?<=[\d%)])\s+{WORDS}\s*(?=[-+*/]\s*[$€£\d(]|\))", " "),
+    (r"/\s*[A-Za-z]{2,}", ""), (r"\sx\s*(?=[$€£\d(])|\s?(?:[×·⋅]|\\times|\\cdot)\s*", " * "), (r"÷|\\div", "/"),
+    ("\N{MINUS SIGN}", "-"), (rf"(?<=[\d%)])({UNIT})?\s*\N{{EN DASH}}\s*(?=[$€£\d(])", r"\1 - "),
+    (r"(?<=\d)\(|(?<=\))\s*\(", " * ("), (rf"(?<=[\d%)]){UNIT}\s*(?=[-+*/]\s*[$€£\d(]|\))", " "),
 ]]  # fmt: skip
 
 
@@ -113,7 +124,7 @@ def equations(step: str) -> list[Equation]:
 def _equations(text: str) -> list[Equation]:
     sides = [_plain(side) for side in text.split("=")]
     pairs = [(_ending(left), BEGINNING.match(right)) for left, right in zip(sides, sides[1:], strict=False)]
-    found = [Equation(left, right[1]) for left, right in pairs if left and right]
+    found = [Equation(left, _result(left, right[1])) for left, right in pairs if left and right]
     return [equation for equation in found if re.search(r"[\d%)]\s*[-+*/]", str(equation))]
 
 
@@ -172,6 +183,12 @@ def _plain(text: str) -> str:
     for pattern, plain in PLAIN:
         text = pattern.sub(plain, text)
     return text
+
+
+def _result(left: str, right: str) -> str:
+    """`25%` → `25` where the left side, as (10 / 40) * 100, has made it a percentage; any other right side as it is."""
+    hundredfold = "%" not in left and re.search(r"\*\s*100(?![\d.,])|(?<![\d.,$€£])100\s*\*", left)
+    return right.removesuffix("%") if hundredfold and re.fullmatch(rf"-?{NUMBER}", right) else right
 
 
 def _ending(text: str) -> str:

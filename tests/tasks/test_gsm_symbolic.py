@@ -33,6 +33,12 @@ WRITTEN = {
     "that is 5 + 3 = 8 (left), and 2 * 2 = 4 (that is all)": ["5 + 3 = 8", "2 * 2 = 4"],
     "5 + 3 = 8 - so eight": ["5 + 3 = 8"],
     "5 + 3 = 8 of the 10, and 2 / 8 = 1/4 of them": ["5 + 3 = 8", "2 / 8 = 1/4"],
+    r"so that is 2 \times 3 + 4 = 10 and 6 \div 2 = 3": ["2 * 3 + 4 = 10", "6 / 2 = 3"],
+    r"so 2 · 3 + 4 = 10, 2⋅3 + 4 = 10 and 2 \cdot 3 + 4 = 10": ["2 * 3 + 4 = 10"] * 3,
+    "he has 10 – 3 + 2 = 9, or 10 pens – 3 pens + 2 = 9": ["10 - 3 + 2 = 9"] * 2,
+    "in total – 5 + 3 = 8": ["5 + 3 = 8"],
+    "which is (10 / 40) * 100 = 25%": ["(10 / 40) * 100 = 25"],
+    "eggs, which is 24/12 = 2 dozen eggs": ["24/12 = 2"],
     "First 5 + 3 = 8\n- 8 / 2 = 4\n* so 4 * 2 = 8": ["5 + 3 = 8", "4 * 2 = 8"],
     "half of it is right, so that is 50 questions * 0.5 = 25 points": ["50 * 0.5 = 25"],
     "she has 1/4 of the essay which is 248 pages x 1/4 = 62 pages": ["248 * 1/4 = 62"],
@@ -70,6 +76,8 @@ def test_what_holds_is_true_and_any_other_result_false(step: str):
         ("it is 3 / 0 = 4", "3 / 0 = 4: divides by zero"),
         ("that is 10 / 3 = 3.34", "10 / 3 = 3.34: the left side is 10/3"),
         ("that is 1 / 3 = 34%", "1 / 3 = 34%: the left side is 1/3"),
+        ("that is 10 / 40 * 100 = 24%", "10 / 40 * 100 = 24: the left side is 25"),
+        ("that is 10 / 40 = 0.25%", "10 / 40 = 0.25%: the left side is 1/4"),
         ("that is 2 + 2 * 3 = 12", "2 + 2 * 3 = 12: the left side is 8"),
         ("first 1 + 1 = 2, then 2 + 2 = 5", "2 + 2 = 5: the left side is 4"),
     ],
@@ -86,7 +94,8 @@ def test_a_result_may_be_rounded_to_the_decimals_that_it_has(step: str):
 @pytest.mark.parametrize(
     "right",
     ["7.5hours", "7.5kg", "7,500g", "7g", "7%x", "7 %", "7 1/2", "7.5 * 2x", "7 - T", "7 * price", "7 / x", "7 (T + 1)",
-     "7 (3)", "7^2", "7 ** 2", "7.5.1", "7,50", "50% of 20", "1/5 of 50", "3/20 of the other $50"],
+     "7 (3)", "7^2", "7 ** 2", "7.5.1", "7,50", "50% of 20", "1/5 of 50", "3/20 of the other $50", "7:30", "7 squared",
+     "7 thousand", "7 percent", "7 plus 2", "7 times 3"],
 )  # fmt: skip
 def test_no_part_of_a_right_side_is_taken_for_all_of_it(right: str):
     assert equations(f"That is 3 + 4 = {right}") == []
@@ -95,7 +104,10 @@ def test_no_part_of_a_right_side_is_taken_for_all_of_it(right: str):
 @pytest.mark.parametrize(
     "left",
     ["2^3 + 1", "2 ** 3 + 1", "√16 + 2", "20% of 50 + 5", "20% of the other 50 + 5", "25% of those 40 + 2",
-     "1/4 of his 40 + 2", "half of 8 + 5", "3/4 of 8 + 5", "1 1/2 + 1/2", "2 (3 + 1)", "20% (3 + 1)", "(2 + 1)3 + 1"],
+     "1/4 of his 40 + 2", "half of 8 + 5", "3/4 of 8 + 5", "1 1/2 + 1/2", "2 (3 + 1)", "20% (3 + 1)", "(2 + 1)3 + 1",
+     "2 times 3 + 4", "10 minus 3 + 2", "12 plus 4 * 2", "30 divided by 2 + 1", "twice 4 + 1", "Twice 4 + 1",
+     "8:00 + 2 hours", "8:30 + 2", "$10 + tax of $10 * 0.1", "Alice 5 + Bob 3 * 2", "2 dozen + 3", "2 dozen eggs + 3",
+     "2 dozen – 3", "3 * 2 million", "3 squared + 1", "10 percent * 50", "20 percent of 50 + 5"],
 )  # fmt: skip
 def test_no_part_of_a_left_side_is_taken_for_all_of_it(left: str):
     assert equations(f"That is {left} = 7") == []
