@@ -13,7 +13,8 @@ An expected answer may list alternatives, "CO2 | carbon dioxide"; all of the ans
 these ways, of which an item may name one as its `scorer`:
 
 exact     The same text, once case, runs of whitespace, surrounding quotes, brackets, markdown and punctuation, LaTeX's
-          wrapping (\\boxed, \\text, $…$) and a leading "the", "a" or "an" are set aside. "1.0" is not "1".
+          wrapping (\\boxed, \\text, $…$) and a leading "the", "a" or "an" are set aside; the "a" of "a b c" and
+          "a and b" is a letter. "1.0" is not "1".
 number    The same number and unit, by the rule of lib.evaluation.numbers; within the item's `tolerance`, if it has one.
 set       The same elements in any order, each once: what commas, semicolons, "and" and "&" separate, each compared as
           text or number. Every comma separates: in a set, 1234 is written without one.
@@ -51,7 +52,8 @@ BOXED = "\\boxed{"
 # What may surround an answer without being part of it. No leading dot: ".5" is a half. No currency: "$5" is not "€5".
 LEADING = " \"'`*_“”‘’«»,;:!?()[]{}"
 TRAILING = LEADING + "."
-ARTICLE = re.compile(r"^(?:the|an?) ")
+# No article is the first of several letters, as in "a b c" and "a and b".
+ARTICLE = re.compile(r"^(?:the|an|a(?! (?:[^\W\d]|and|or)\b)) ")
 SEPARATOR = re.compile(r"[,;&]|\band\b", re.IGNORECASE)
 
 # LaTeX that says how to set an answer, not what it is; each replaced in this order.
@@ -191,7 +193,7 @@ def _same_set(answer: str, expected: str, tolerance: float) -> bool:
 
 def _elements(text: str) -> list[str]:
     """`{red, blue, and green}` → [red, blue, green]."""
-    return [part for part in map(normalised, SEPARATOR.split(normalised(text))) if part]
+    return [part for part in map(normalised, SEPARATOR.split(_strip(_without_latex(text)))) if part]
 
 
 def _last_answer(completion: str) -> re.Match[str] | None:
