@@ -253,13 +253,14 @@ def write_sweep(path: Path, report: Any, tables: dict[str, Any], origin: Provena
 def markdown(comparison: Comparison) -> str:
     """The report as Markdown: verdict, counts, categories, steps, what was fixed and what broke."""
     before, after, confidence = comparison.before, comparison.after, f"{100 * (1 - comparison.rule.alpha):g} %"
+    stated = "given to this report" if comparison.controls is None else "set before the run"
     sections = [
         "# Delta report",
         f"**{inline(comparison.headline)}**",
         f"Before: {inline(before.model)}, weights {inline(before.weights_sha256[:12])}. "
         f"After: {inline(after.model)}, weights {inline(after.weights_sha256[:12])}. "
         f"Eval set: {inline(before.eval_set)}, {comparison.paired.n} items.",
-        f"Rule, set before the run: {rule(comparison)} Accuracy is correct items over all items; an item without a "
+        f"Rule, {stated}: {rule(comparison)} Accuracy is correct items over all items; an item without a "
         "readable answer, or cut off by the token limit, is not correct and is counted apart.",
         "## Counts",
         table(

@@ -160,6 +160,13 @@ def test_a_completion_without_text_is_said_to_be_one(blank, said, comparison_of)
     assert said + "\n" in fences
 
 
+def test_a_rule_is_said_to_be_set_before_the_run_only_where_a_run_set_it(comparison_of):
+    found = comparison_of(["x"])
+    assert "Rule, set before the run: improved" in markdown(found)
+    by_hand = markdown(found._replace(controls=None))
+    assert "Rule, given to this report: improved" in by_hand and "before the run" not in by_hand
+
+
 def test_items_that_could_show_nothing_are_not_said_to_show_something(comparison_of):
     text = markdown(comparison_of(["x"]))
     assert "With 2 items, no change is sure to be found with 80 % power; for 1.0 points" in text
