@@ -34,7 +34,7 @@ from lib.evaluation.metrics import (
 )
 from lib.evaluation.scoring import merged, reasoning_steps
 from lib.evaluation.statistics import Interval, wilson_interval
-from lib.tasks import check_steps
+from lib.tasks import check_steps, checkable
 from lib.tasks.steps import StepCheck
 from lib.trace import TRACE_VERSION
 
@@ -42,7 +42,8 @@ VERDICTS = ("correct", "wrong", "unscored", "truncated")
 
 
 class ItemResult(NamedTuple):
-    """One item as one model answered it; `checks` is empty where the item's task is not known."""
+    """One item as one model answered it; `checks` is empty where the item's task is not known, and where no step of it
+    says what could be checked, though the task is `checkable`."""
 
     id: str
     prompt: str
@@ -59,6 +60,7 @@ class ItemResult(NamedTuple):
     scorer: str = ""
     tolerance: float = 0.0
     votes: tuple[Vote, ...] = ()
+    checkable: bool = False
 
     @property
     def correct(self) -> bool:
@@ -147,20 +149,23 @@ class Results(NamedTuple):
 class Summary(NamedTuple):
     """Figures of one model.
 
-    `checked` items are of a known task; of these `sound` are true in every step, and `no_reasoning` have no step at
-    all. `steps` counts the steps of all others that can be checked, those that are missing among them, and
-    `true_steps` the true ones; `first_errors` has how many went wrong first at step 1, 2 …, `errors` how many steps
-    are wrong, by kind of step and of error.
+    `checkable` items are of a known task; of these `no_reasoning` have no step at all, and `words_only` have steps of
+    which none could be checked. `checked` are those with a check, of which `sound` are true in every step. `steps`
+    counts the steps of those with reasoning that can be checked, those that are missing among them, and `true_steps`
+    the true ones; `first_errors` has how many went wrong first at step 1, 2 …, `errors` how many steps are wrong, by
+    kind of step and of error.
     """
 
     n: int
     counts: dict[str, int]
     accuracy: float
     interval: Interval
+    checkable: int
     checked: int
     sound: int
     sound_interval: Interval | None
     no_reasoning: int
+    words_only: int
     right_answer_wrong_reasoning: int
     wrong_answer_right_reasoning: int
     steps: int
@@ -208,6 +213,7 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
     counts = Counter(item.verdict for item in items)
     checked = [item for item in items if item.checks]
     reasoned = [item for item in checked if item.steps]
+    known = [item for item in items if item.checkable]
     sound = sum(item.sound for item in checked)
     samples = min(len(item.votes) for item in items)
     votes = [[vote.correct for vote in item.votes] for item in items]
@@ -216,10 +222,12 @@ def summarise(items: list[ItemResult], rule: VerdictConfig) -> Summary:
         counts={name: counts[name] for name in VERDICTS},
         accuracy=counts["correct"] / len(items),
         interval=wilson_interval(counts["correct"], len(items), confidence),
+        checkable=len(known),
         checked=len(checked),
         sound=sound,
         sound_interval=wilson_interval(sound, len(checked), confidence) if checked else None,
-        no_reasoning=len(checked) - len(reasoned),
+        no_reasoning=sum(not item.steps for item in known),
+        words_only=sum(bool(item.steps) and not item.checks for item in known),
         right_answer_wrong_reasoning=sum(item.correct and item.unsound for item in checked),
         wrong_answer_right_reasoning=sum(item.sound and item.verdict == "wrong" for item in checked),
         steps=sum(check.correct is not None for item in reasoned for check in item.checks),
@@ -269,7 +277,7 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
         raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {record['verdict']!r}")
     if not _number(record, "logprob") <= 0:
         raise ValueError(f"logprob: expected a number of at most 0, got {record['logprob']!r}")
-    steps = reasoning_steps(_text(record, "completion"))
+    steps, task = reasoning_steps(_text(record, "completion")), (meta.get("task", ""), meta.get("state"))
     return ItemResult(
         id=_text(meta, "eval_id"),
         prompt=_text(record, "prompt"),
@@ -280,7 +288,8 @@ def _item(record: dict[str, Any], meta: dict[str, Any]) -> ItemResult:
         answer=_text(record, "final_answer"),
         verdict=record["verdict"],
         steps=steps,
-        checks=check_steps(meta.get("task", ""), meta.get("state"), steps),
+        checks=check_steps(*task, steps),
+        checkable=checkable(*task),
         num_tokens=record["num_tokens"],
         logprob=record["logprob"],
         scorer=_text(meta, "scorer") if "scorer" in meta else "",

@@ -23,7 +23,7 @@ from lib.data.tokenizer import Tokenizer
 from lib.evaluation.compare import Category, Comparison
 from lib.evaluation.leaks import Near
 from lib.evaluation.results import ItemResult, Summary
-from lib.evaluation.statistics import Interval
+from lib.evaluation.statistics import Interval, wilson_interval
 from lib.evaluation.verdict import wanted_effect
 from lib.experiments.evidence import Provenance, needed, promised, provenance
 from lib.experiments.markdown import fenced, inline, table
@@ -204,12 +204,17 @@ def metrics(comparison: Comparison) -> list[tuple[str, Metric, Metric]]:
         ]
     if last.samples > 1:
         rows.append(both(f"at least one of {last.samples} samples", lambda side: Metric(side.pass_at_all.mean, None)))
-    if all(side.checked for side in _sides(comparison)):
-        rows.append(both("every step true", lambda side: Metric(side.sound / side.checked, side.sound_interval)))
+    if all(side.checkable for side in _sides(comparison)):
+        rows.append(both("every step true", lambda side: _sound_share(side, 1 - comparison.rule.alpha)))
     return rows + [
         both(name, lambda side, name=name: Metric(side.counts[name] / side.n, None))
         for name in ("unscored", "truncated")
     ]
+
+
+def _sound_share(side: Summary, confidence: float) -> Metric:
+    """Of all items whose task is known, as one without a step that could be checked is not known to be sound."""
+    return Metric(side.sound / side.checkable, wilson_interval(side.sound, side.checkable, confidence))
 
 
 def frame_of(name: str, pages: Sequence[tuple[str, str]], origin: Provenance | None) -> Frame:
@@ -274,6 +279,7 @@ def markdown(comparison: Comparison) -> str:
                 ],
                 [f"all steps true ({confidence} interval)", *map(_sound, _sides(comparison))],
                 ["no reasoning written", *(checkable(side, side.no_reasoning) for side in _sides(comparison))],
+                ["no step that could be checked", *(checkable(side, side.words_only) for side in _sides(comparison))],
                 [
                     "right answer, wrong reasoning",
                     *(checkable(side, side.right_answer_wrong_reasoning) for side in _sides(comparison)),
@@ -408,8 +414,8 @@ def _sound(side: Summary) -> str:
 
 
 def checkable(side: Summary, count: int) -> str:
-    """A count of completions by their reasoning, where any holds a step that can be checked."""
-    return str(count) if side.checked else "not checkable"
+    """A count of completions by their reasoning, where their task is one whose steps can be checked."""
+    return str(count) if side.checkable else "not checkable"
 
 
 def _samples(comparison: Comparison) -> list[list[str]]:
@@ -454,18 +460,26 @@ def _leaks(comparison: Comparison) -> str:
 
 
 def _step_errors(comparison: Comparison) -> str:
-    if not comparison.after_summary.checked:
+    if not comparison.after_summary.checkable:
         return ""
-    if comparison.after_summary.no_reasoning == comparison.after_summary.checked:
-        return "## Reasoning steps\n\nThe tuned model wrote no reasoning, so there is none to check."
     if not comparison.after_summary.errors:
-        return "## Reasoning steps\n\nEvery step that the tuned model wrote is true."
+        return f"## Reasoning steps\n\n{no_error(comparison.after_summary)}"
     rows = [[inline(kind), error, count] for kind, error, count in step_errors(comparison.after_summary)]
     return (
         "## Reasoning steps that were wrong after training\n\n"
         + table(["step", "error", "times"], rows)
         + f"\n\nFirst wrong step: {first_errors(comparison.after_summary)}."
     )
+
+
+def no_error(side: Summary) -> str:
+    """What is known of the reasoning of a model in which no step is wrong."""
+    if side.no_reasoning == side.checkable:
+        return "The tuned model wrote no reasoning, so there is none to check."
+    said = f"Every step that could be checked is true: {side.steps} of them, in {side.sound} of {side.checkable} items."
+    if side.words_only:
+        said += f" Of {side.words_only} completions no step could be checked."
+    return f"{said} No reasoning written: {side.no_reasoning}." if side.no_reasoning else said
 
 
 def step_errors(side: Summary) -> list[tuple[str, str, int]]:
@@ -517,6 +531,7 @@ def templates() -> Environment:
         "p_value": p_value,
         "true_steps": true_steps,
         "step_errors": step_errors,
+        "no_error": no_error,
         "first_errors": first_errors,
         "metrics": metrics,
         "checkable": checkable,

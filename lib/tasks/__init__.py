@@ -16,14 +16,15 @@ TASKS = {task.NAME: task for task in (high_card_duel, arithmetic)}
 
 
 def check_steps(task: str, state: Any, contents: list[str]) -> list[StepCheck]:
-    """One check for each step of a completion, and more where steps are missing; none where nobody can check it.
-
-    Of reasoning-gym's tasks that is gsm_symbolic alone, whose steps are equations.
-    """
+    """One check for each step of a completion, and more where steps are missing; none where nobody can check it."""
     if task in TASKS:
         return TASKS[task].check_steps(state, contents)
-    worked = isinstance(state, dict) and state.get("generator") == gsm_symbolic.NAME
-    return gsm_symbolic.check_steps(contents) if worked else []
+    return gsm_symbolic.check_steps(contents) if checkable(task, state) else []
+
+
+def checkable(task: str, state: Any) -> bool:
+    """Whether steps of the task can be checked; of reasoning-gym's, gsm_symbolic alone, whose steps are equations."""
+    return task in TASKS or isinstance(state, dict) and state.get("generator") == gsm_symbolic.NAME
 
 
 def group_keys(prompt: str, task: str = "", state: Any = None) -> set[str]:

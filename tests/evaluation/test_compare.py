@@ -11,7 +11,7 @@ from lib.data.renderer import render_response
 from lib.errors import RequestError
 from lib.evaluation.compare import Comparison, compare, control, doubt, figures
 from lib.evaluation.results import read_results, summarise
-from lib.experiments.report import markdown
+from lib.experiments.report import markdown, metrics
 from lib.tasks import high_card_duel
 
 DEAL = high_card_duel.deal(0)
@@ -129,11 +129,22 @@ def test_steps_of_an_unknown_task_are_not_checked_and_not_called_sound(tmp_path)
     assert found.after_summary.right_answer_wrong_reasoning == 0
 
 
-def test_steps_of_gsm_symbolic_are_their_equations_and_words_count_neither_way(tmp_path):
-    def answered(number: int, *steps: str) -> dict:
-        completion = render_response(list(steps), "8")
-        return item(number, "correct", completion, task="reasoning_gym", state={"generator": "gsm_symbolic"})
+def answered(number: int, *steps: str) -> dict:
+    """An item of gsm_symbolic, correct with these steps."""
+    completion = render_response(list(steps), "8") if steps else NO_STEPS
+    return item(number, "correct", completion, task="reasoning_gym", state={"generator": "gsm_symbolic"})
 
+
+def test_no_item_of_gsm_symbolic_vanishes_where_nothing_of_it_can_be_checked(tmp_path):
+    after = [answered(0, "That is 5 + 3 = 8."), answered(1, "There are eight."), answered(2), answered(3)]
+    found = compared(tmp_path, items(*["wrong"] * 4), after)
+    summary = found.after_summary
+    assert (summary.checkable, summary.sound, summary.words_only, summary.no_reasoning) == (4, 1, 1, 2)
+    assert "Every step that could be checked is true: 1 of them, in 1 of 4 items." in markdown(found)
+    assert dict(row[::2] for row in metrics(found))["every step true"].value == 1 / 4
+
+
+def test_steps_of_gsm_symbolic_are_their_equations_and_words_count_neither_way(tmp_path):
     after = [
         answered(0, "Let T be the balls.", "That is 5 + 3 = 8."),
         answered(1, "Let T be the balls.", "That is 5 + 2 = 8."),

@@ -176,7 +176,7 @@ def test_items_that_could_show_nothing_are_not_said_to_show_something(comparison
 @pytest.mark.parametrize("side", ["before_summary", "after_summary"])
 def test_where_one_model_wrote_no_step_to_check_its_figure_is_not_made_up(side, comparison_of, tmp_path):
     found = comparison_of(["x"])
-    unchecked = getattr(found, side)._replace(checked=0, sound=0, sound_interval=None, errors={})
+    unchecked = getattr(found, side)._replace(checkable=0, checked=0, sound=0, sound_interval=None, errors={})
     found = found._replace(**{side: unchecked})
     assert "every step true" not in [name for name, *_ in report.metrics(found)]
     report.write_comparison(tmp_path / "page.html", found, ("one", "other"), [], [])
