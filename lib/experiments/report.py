@@ -332,7 +332,7 @@ def rule(comparison: Comparison) -> str:
     """The rule of the verdict, as whoever reads it needs it."""
     given = comparison.rule
     test = (
-        "the exact McNemar test (with the clustered t test)"
+        "the exact McNemar test (with the clustered t and sign-flip tests)"
         if comparison.paired.clustered
         else "the exact McNemar test"
     )
