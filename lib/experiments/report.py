@@ -339,7 +339,7 @@ def rule(comparison: Comparison) -> str:
     return (
         f"improved or regressed where {test} gives p < {given.alpha:g} and accuracy changes by "
         f"{100 * given.min_effect:.1f} points or more, improved only where a constant answer is beaten, too; else no "
-        f"detectable change where {100 * wanted_effect(given):.1f} points would have been found with "
+        f"detectable change where {100 * wanted_effect(given):.1f} points would have given p < {given.alpha:g} with "
         f"{100 * given.power:g} % power, and underpowered where not."
     )
 
@@ -353,7 +353,7 @@ def power(comparison: Comparison) -> str:
     said = f"With {comparison.paired.n} items, {change} found with {100 * comparison.rule.power:g} % power"
     if found.items_needed is None or found.items_needed <= comparison.paired.n:
         return f"{said}."
-    return f"{said}; for {100 * found.target:.1f} points, {found.items_needed:,} items like these are needed."
+    return f"{said}; to tell {100 * found.target:.1f} points from none needs {found.items_needed:,} items like these."
 
 
 def constant(comparison: Comparison) -> str:
@@ -476,7 +476,9 @@ def no_error(side: Summary) -> str:
     """What is known of the reasoning of a model in which no step is wrong."""
     if side.no_reasoning == side.checkable:
         return "The tuned model wrote no reasoning, so there is none to check."
-    said = f"Every step that could be checked is true: {side.steps} of them, in {side.sound} of {side.checkable} items."
+    said = "No step that the tuned model wrote could be checked."
+    if side.steps:
+        said = f"Every step that could be checked is true: {side.steps} of them, in {side.sound} of {side.checkable}."
     if side.words_only:
         said += f" Of {side.words_only} completions no step could be checked."
     return f"{said} No reasoning written: {side.no_reasoning}." if side.no_reasoning else said

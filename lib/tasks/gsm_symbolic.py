@@ -46,8 +46,8 @@ ENDING = re.compile(rf"(?<![\w.,$€£)])({EXPRESSION})(?:{UNIT})?\s*$")
 # nine, nor 8 of the 10.
 OF = r" of (?:[A-Za-z]+ ){0,2}"
 OPERATION = r"\b(?i:times|plus|minus|by|twice|thrice|double|half|triple|quadruple)\s+"
-BEFORE = rf"[-+*/^√]\s*|[\d%] *|\d:|(?:[\d%]|\b(?:half|thirds?|quarters?|percent)){OF}|{OPERATION}"
-BEFORE = re.compile(rf"(?:{BEFORE}|(?:[\d%)]\s*|[A-Za-z]\s+)[-+*/]\s*{WORDS}\s*)$")
+PART = rf"[-+*/^√]\s*|[\d%] *|\d:|(?:[\d%]|\b(?:half|thirds?|quarters?|percent)){OF}|{OPERATION}"
+BEFORE = re.compile(rf"(?:{PART}|(?:[\d%)]\s*|[A-Za-z]\s+)[-+*/]\s*{WORDS}\s*)$")
 OPERAND = r"-?(?:[$€£]?\.?\d|\(|√|[A-Za-z]\b)"
 AFTER = rf"[\w$€£]|[.,:]\d| *%| +\.?\d|\s*[-+*/^]+\s*{OPERAND}|\s*[+*/^]\s*[A-Za-z]|\s*\(\s*{OPERAND}"
 AFTER += rf"|(?:(?<=%)|(?<=/\d)|(?<=/\d\d)){OF}[$€£]?\d| +{CHANGE}"

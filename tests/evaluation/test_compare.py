@@ -140,7 +140,7 @@ def test_no_item_of_gsm_symbolic_vanishes_where_nothing_of_it_can_be_checked(tmp
     found = compared(tmp_path, items(*["wrong"] * 4), after)
     summary = found.after_summary
     assert (summary.checkable, summary.sound, summary.words_only, summary.no_reasoning) == (4, 1, 1, 2)
-    assert "Every step that could be checked is true: 1 of them, in 1 of 4 items." in markdown(found)
+    assert "Every step that could be checked is true: 1 of them, in 1 of 4." in markdown(found)
     assert dict(row[::2] for row in metrics(found))["every step true"].value == 1 / 4
 
 

@@ -169,7 +169,7 @@ def test_a_rule_is_said_to_be_set_before_the_run_only_where_a_run_set_it(compari
 
 def test_items_that_could_show_nothing_are_not_said_to_show_something(comparison_of):
     text = markdown(comparison_of(["x"]))
-    assert "With 2 items, no change is sure to be found with 80 % power; for 1.0 points" in text
+    assert "With 2 items, no change is sure to be found with 80 % power; to tell 1.0 points" in text
     assert "of 100.0 points" not in text
 
 
