@@ -142,6 +142,8 @@ def test_no_item_of_gsm_symbolic_vanishes_where_nothing_of_it_can_be_checked(tmp
     assert (summary.checkable, summary.sound, summary.words_only, summary.no_reasoning) == (4, 1, 1, 2)
     assert "Every step that could be checked is true: 1 of them, in 1 of 4." in markdown(found)
     assert dict(row[::2] for row in metrics(found))["every step true"].value == 1 / 4
+    words = [answered(number, "There are eight.") for number in range(4)]
+    assert "No step that the tuned model wrote could be checked." in markdown(compared(tmp_path, words, words))
 
 
 def test_steps_of_gsm_symbolic_are_their_equations_and_words_count_neither_way(tmp_path):
