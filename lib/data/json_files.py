@@ -39,7 +39,7 @@ def read_pieces(file: IO[bytes], name: str) -> Iterator[Pieces]:
 
 _STRING = rb'"(?:[^"\\]|\\.)*+"'
 _MEMBER = _STRING + rb"\s*+:\s*+(?:" + _STRING + rb"|[\w.+-]++)"
-_OF_TRACES = rb'"traces"\s*+:\s*+\[(?=\s*+(?:[{\],]|\Z))'  # a record may have a list of texts of this name
+_OF_TRACES = rb'"traces"\s*+:\s*+\[(?!\s*+")'  # a record may have a list of texts of this name
 _OPENING = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*+(?:\[|\{\s*+(?:" + _MEMBER + rb"\s*+,\s*+)*?" + _OF_TRACES + rb")", re.DOTALL
 )
