@@ -45,7 +45,11 @@ def answer_control(
     """The first `config.control_limit` of these items, in their order, asked in reverse and in other batches."""
     items = eval_set.items[: config.limit][: config.control_limit]
     other = replace(config, batch_size=config.batch_size // 2 or 2)
-    records = _answers(model, eval_set, items[::-1], other, label, system_instruction)
+    asked: dict[str, list[EvalItem]] = {}  # together where one prompt is asked twice: its answers are drawn in turn
+    for item in items:
+        asked.setdefault(item.prompt, []).append(item)
+    reverse = [item for prompt in reversed(asked) for item in asked[prompt]]
+    records = _answers(model, eval_set, reverse, other, label, system_instruction)
     places = {item.id: place for place, item in enumerate(items)}
     return sorted(records, key=lambda record: places[record["meta"]["eval_id"]])
 

@@ -27,9 +27,9 @@ holds nearly all (L. Kish, "Survey Sampling", Wiley 1965).
 McNemar's test takes items for independent, and that t test finds no variance where whole groups go one way. So with
 groups a change must be found by a third test, too: if nothing changed, each group's fixed minus broken might as well
 have had the other sign, and the p value is the share of all ways to choose the signs that give a sum at least as far
-from 0 (R. A. Fisher, "The Design of Experiments", Oliver and Boyd 1935, section 21; E. S. Edgington, "Randomization
-Tests", Dekker 1980). Under that assumption it is valid for any number of groups and any sizes, and so is the p value
-given, the largest of the three. With groups of one it is McNemar's.
+from 0 (R. A. Fisher, "The Design of Experiments", Oliver and Boyd 1935, chapter III; E. S. Edgington, "Randomization
+Tests", third edition, Marcel Dekker 1995). Under that assumption it is valid for any number of groups and any sizes,
+and so is the p value given, the largest of the three. With groups of one it is McNemar's.
 
 All of k groups going one way have p = 2^(1 - k). Where that is no evidence, as for fewer than six groups at 0.05,
 nothing can be found, and the intervals are -1 to 1. With a few groups more the interval stays an approximation, and

@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from lib.config import EvaluationConfig
+from lib.config import EvaluationConfig, SamplingConfig
 from lib.data.importing import Accepted, import_files, read_traces
 from lib.data.store import Store
 from lib.evaluation.evalsets import EvalItem, EvalSet, high_card_duel_items, write_eval_set
-from lib.evaluation.evaluate import NO_ANSWER, answer_eval_set, write_results
+from lib.evaluation.evaluate import NO_ANSWER, answer_control, answer_eval_set, write_results
 from lib.evaluation.results import read_results
 from lib.evaluation.scoring import score
 from lib.model.weights import Model
@@ -105,6 +105,15 @@ def test_the_limit_takes_the_head_of_the_set_and_changes_no_answer(
 ):
     config = EvaluationConfig(limit=limit, batch_size=4, max_new_tokens=6)
     assert answer_eval_set(talker, eval_set, config, "toy (base)") == records[:answered]
+
+
+def test_the_control_draws_the_same_answers_where_a_prompt_is_asked_twice(talker, tmp_path):
+    twice = [EvalItem(f"sum-{number}", f"{number % 2} + 1?", "2", "sums", "easy") for number in range(5)]
+    asked = talker, write_eval_set(tmp_path / "twice_v1.jsonl", twice, "twice", WHEN)
+    config = EvaluationConfig(batch_size=4, max_new_tokens=6, sampling=SamplingConfig(temperature=1.0, samples=2))
+    records = answer_eval_set(*asked, config, "toy (base)")
+    assert len({record["completion"] for record in records if record["prompt"] == "0 + 1?"}) > 1
+    assert answer_control(*asked, config, "toy (base)") == records
 
 
 def test_f8_nul_never_appears_and_what_has_no_answer_says_so(nul_model, eval_set, tmp_path):
