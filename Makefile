@@ -7,13 +7,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install quickstart test test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
+.PHONY: help install quickstart test test-code test-notebooks test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
 .PHONY: test-slurm test-distributed test-tutorial test-mlflow test-pages tensorboard lab lint bench clean
 
 help:
 	@echo "make install      the pinned packages into .venv; every other target does it first, too"
 	@echo "make quickstart   train a tiny Gemma on reasoning traces and report before against after (minutes)"
-	@echo "make test         every test, the notebooks among them"
+	@echo "make test         every test, the notebooks among them; test-code and test-notebooks are its halves"
 	@echo "make test-faults  every fault of docs/reliability.md in its full count (an hour)"
 	@echo "make test-parity  our Gemma against the one of transformers and torch, which it installs into .venv-parity"
 	@echo "make test-tunix   our trainer against Tunix's, which it installs into .venv-tunix"
@@ -38,7 +38,12 @@ quickstart: $(READY)
 	@$(BIN)/python -m lib run configs/quickstart.yaml
 
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(MAKE) --no-print-directory -j 2 test-code test-notebooks # the notebooks beside: tests that wait leave a core free
+
+test-code: $(READY)
+	@$(BIN)/python -m pytest -p no:nbval -n 2 --dist loadfile --no-loadscope-reorder
+
+test-notebooks: $(READY)
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && RETRACE_HOME=$$home $(BIN)/python -m pytest --nbval-lax notebooks
 
 test-faults: $(READY)
@@ -102,8 +107,10 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt-get install python3-venv), then run make again" >&2; exit 1; }
 	@echo "Installing the packages into .venv (about two minutes, once) …"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.txt # it names them all
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores, pip takes one; like pip, it passes over what is not Python
+	@awk '{ print > (".venv/part-" NR % 8 ".txt") }' requirements.txt # pip takes one core, so there are several
+	@printf '%s\n' .venv/part-*.txt | xargs -n 1 -P $$(getconf _NPROCESSORS_ONLN) \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r # they name all that is needed
+	@$(BIN)/python -m compileall -qq -j 0 -x /tests/ .venv/lib || true # on all cores, pip takes one; like pip, it passes over what is not Python
 	@touch $(READY)
 
 .venv-parity/ready: requirements-parity.txt $(READY)

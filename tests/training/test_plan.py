@@ -17,6 +17,7 @@ from lib.training.optimizer import make_optimizer
 from lib.training.plan import Plan, check_plan, compiled_step, free_in_groups, micro_batches, shapes_of
 
 SHAPE = GemmaConfig(2048, num_layers=2, embed_dim=128, hidden_dim=256, num_heads=4, num_kv_heads=1, head_dim=32)
+ONE_LAYER = replace(SHAPE, num_layers=1)
 LENGTH = 128
 CONFIG = Config("toy", DatasetConfig("toy", "v1"), training=TrainingConfig(num_steps=4, per_device_batch_size=4))
 LORA = replace(CONFIG, training=replace(CONFIG.training, lora=LoraConfig(rank=4)))
@@ -85,7 +86,7 @@ def test_adapters_that_are_asked_for_are_kept_in_what_would_fit(monkeypatch: pyt
     assert not any("lora" in settings or "optimizer" in settings for settings in asked)
     monkeypatch.setattr(plan, "_room", lambda mesh: 1000)
     with pytest.raises(RequestError, match=r"nor model\.dtype=bfloat16, would fit; take a smaller model"):
-        check_plan(planned(mine), SHAPE, mine, LENGTH)
+        check_plan(planned(mine, ONE_LAYER), ONE_LAYER, mine, LENGTH)
 
 
 def test_the_limit_of_a_container_or_a_job_is_less_than_the_machine_has(tmp_path: Path):
@@ -116,11 +117,10 @@ def test_devices_that_stand_for_cores_share_the_memory_of_their_host(monkeypatch
 
 
 def test_where_nothing_would_fit_it_says_so(monkeypatch: pytest.MonkeyPatch):
-    one_layer = replace(SHAPE, num_layers=1)
     alone = replace(CONFIG, training=replace(CONFIG.training, per_device_batch_size=1))
     monkeypatch.setattr(plan, "_room", lambda mesh: 1000)
     with pytest.raises(RequestError, match="take a smaller model"):
-        check_plan(planned(alone, one_layer), one_layer, alone, LENGTH)
+        check_plan(planned(alone, ONE_LAYER), ONE_LAYER, alone, LENGTH)
 
 
 def test_adafactor_keeps_hardly_any_state_of_a_matrix():
