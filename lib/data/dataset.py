@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lib.cards import card
 from lib.config import CurationConfig, DatasetConfig, TracesConfig
@@ -142,8 +143,7 @@ def build_dataset(
         with FileLock(folder / ".lock"):
             if target.exists():  # another process was first
                 return _same_or_refuse(load_dataset(folder, target.name), manifest)
-            for stray in folder.glob(".*.????????.tmp/"):  # of a process that was killed
-                shutil.rmtree(stray)
+            _remove_strays(folder)
             try:
                 with tempfile.TemporaryDirectory(
                     dir=folder, prefix=f".{target.name}.", suffix=".tmp", ignore_cleanup_errors=True
@@ -154,6 +154,18 @@ def build_dataset(
                 error.filename = str(target)
                 raise
     return load_dataset(folder, target.name)
+
+
+def sweep_datasets(folder: Path) -> None:
+    """Remove what was left by processes that were killed while they built here; nothing while another one builds."""
+    if folder.is_dir():
+        with suppress(Timeout, OSError), FileLock(folder / ".lock", timeout=0):
+            _remove_strays(folder)
+
+
+def _remove_strays(folder: Path) -> None:
+    for stray in folder.glob(".*.????????.tmp/"):
+        shutil.rmtree(stray)
 
 
 def load_dataset(folder: Path, key: str) -> Dataset:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config, load_config
-from lib.data.dataset import dataset_key, list_datasets
+from lib.data.dataset import dataset_key, list_datasets, sweep_datasets
 from lib.errors import RequestError
 from lib.evaluation.scoring import check_scorers
 from lib.experiments.evidence import EVIDENCE
@@ -168,6 +168,9 @@ def _drive(run: Run, say: Say, time_limit: float) -> None:
             status, error = "timed_out", f"{failure} ({time_limit:g} s)"
         if isinstance(failure, KeyboardInterrupt):
             status, error = "interrupted", f"interrupted in {run.state['stage'] or 'its first moment'}"
+        with suppress(OSError):
+            sweep(run.folder)  # the kernel may have been killed while it wrote
+        sweep_datasets(datasets())
         raise
     finally:
         _close(run, status, error)

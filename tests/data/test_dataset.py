@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from filelock import FileLock
 
 from lib.config import CurationConfig, DatasetConfig, TracesConfig
 from lib.data import dataset as module
@@ -21,6 +22,7 @@ from lib.data.dataset import (
     build_dataset,
     list_datasets,
     load_dataset,
+    sweep_datasets,
 )
 from lib.data.duplicates import jaccard, runs_of
 from lib.data.export import FORMATS, NEEDED, export_lines
@@ -637,6 +639,18 @@ def test_f26_what_a_killed_build_left_is_swept_by_the_next(tmp_path: Path):
     assert list((tmp_path / "datasets").glob(".*/traces.parquet"))
     built(store, version="v2")
     assert sorted(path.name for path in (tmp_path / "datasets").iterdir()) == [".lock", "toy-v2"]
+
+
+def test_what_is_left_stays_while_somebody_builds(tmp_path: Path):
+    sweep_datasets(tmp_path / "datasets")
+    assert not (tmp_path / "datasets").exists()
+    left = tmp_path / "datasets" / ".toy-v1.abcd_123.tmp"
+    left.mkdir(parents=True)
+    with FileLock(tmp_path / "datasets" / ".lock"):
+        sweep_datasets(tmp_path / "datasets")
+    assert left.is_dir()
+    sweep_datasets(tmp_path / "datasets")
+    assert not left.exists()
 
 
 def test_a_hidden_folder_of_anybody_else_stays(tmp_path: Path):

@@ -206,6 +206,7 @@ def test_f21_f32_f34_a_run_that_is_interrupted_says_so_and_takes_its_kernel_alon
     assert main(["resume", victim.folder.name]) == 2
     assert re.fullmatch(r"error: .*: another process is at work in it; .*\n", capsys.readouterr().err)
     assert status_of(victim.folder) == "running"
+    (victim.home / "datasets" / ".smoke-v1.killed_1.tmp").mkdir()  # of one that was killed as it built
     kernels = {kernel, *command.family()}
     for number in sent:
         command.process.send_signal(number)
