@@ -7,8 +7,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install quickstart test test-code test-notebooks test-faults test-parity test-tunix test-harness test-ungar test-s3 test-reasoning-gym
-.PHONY: test-slurm test-distributed test-tutorial test-mlflow test-pages tensorboard lab lint bench clean
+.PHONY: help install quickstart test test-code test-notebooks test-faults test-parity test-tunix test-harness test-ungar
+.PHONY: test-s3 test-reasoning-gym test-slurm test-distributed test-tutorial test-mlflow test-pages tensorboard lab lint
+.PHONY: bench clean
 
 help:
 	@echo "make install      the pinned packages into .venv; every other target does it first, too"
@@ -110,7 +111,7 @@ $(READY): requirements.txt pyproject.toml
 	@awk '{ print > (".venv/part-" NR % 8 ".txt") }' requirements.txt # pip takes one core, so there are several
 	@printf '%s\n' .venv/part-*.txt | xargs -n 1 -P $$(getconf _NPROCESSORS_ONLN) \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r # they name all that is needed
-	@$(BIN)/python -m compileall -qq -j 0 -x /tests/ .venv/lib || true # on all cores, pip takes one; like pip, it passes over what is not Python
+	@$(BIN)/python -m compileall -qq -j 0 -x /tests/ .venv/lib || true # on all cores, too; like pip, it passes over what is not Python
 	@touch $(READY)
 
 .venv-parity/ready: requirements-parity.txt $(READY)
