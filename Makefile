@@ -106,7 +106,7 @@ $(READY): requirements.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, this is {v[0]}.{v[1]}; name another: make PYTHON=python3.12")'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt-get install python3-venv), then run make again" >&2; exit 1; }
-	@echo "Installing the packages into .venv (about two minutes, once) …"
+	@echo "Installing the packages into .venv (a minute or two, once) …"
 	@$(PYTHON) -m venv --clear .venv
 	@awk '{ print > (".venv/part-" NR % 8 ".txt") }' requirements.txt # pip takes one core, so there are several
 	@printf '%s\n' .venv/part-*.txt | xargs -n 1 -P $$(getconf _NPROCESSORS_ONLN) \
