@@ -109,8 +109,8 @@ $(READY): requirements.txt pyproject.toml
 	@echo "Installing the packages into .venv (a minute or two, once) …"
 	@$(PYTHON) -m venv --clear .venv
 	@awk '{ print > (".venv/part-" NR % 8 ".txt") }' requirements.txt # pip takes one core, so there are several
-	@printf '%s\n' .venv/part-*.txt | xargs -n 1 -P $$(getconf _NPROCESSORS_ONLN) \
-		$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r # they name all that is needed
+	@printf '%s\n' .venv/part-*.txt | xargs -n 1 -P $$(getconf _NPROCESSORS_ONLN) sh -c '$(BIN)/pip install --quiet \
+		--disable-pip-version-check --no-compile --no-deps -r "$$0" || exit 255' # they name all; after 255 xargs begins no more
 	@$(BIN)/python -m compileall -qq -j 0 -x /tests/ .venv/lib || true # on all cores, too; like pip, it passes over what is not Python
 	@touch $(READY)
 
